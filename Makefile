@@ -1,0 +1,52 @@
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format constraints clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv with the pinned set of libraries and this project in it
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "Python 3.11 or newer is needed: make install PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# glibc gives freed tensors back to the system and faults the pages in again at every update; these
+# thresholds (32 MiB is the largest that it accepts for mmap) keep them: 5 to 10 % of the time on a CPU.
+demo: export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+demo: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
+demo: export MALLOC_TOP_PAD_ ?= 67108864
+demo: $(INSTALLED) ## a whole small distillation, offline, on a CPU; overrides go in ARGS='seed=1 ...'
+	$(BIN)/python -m amd_lightning.run +experiment=samsum $(ARGS)
+
+test: $(INSTALLED) ## run the tests; pytest's options go in ARGS='-k cache ...'
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## check style, layout and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(INSTALLED) ## mend what ruff can mend
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+constraints: ## resolve the ranges of pyproject.toml anew into constraints.txt; WITH='torch==2.13.0' holds one
+	$(PYTHON) -m venv --clear .venv-fresh
+	.venv-fresh/bin/python -m pip install '.[dev,cluster]' $(WITH)
+	{ sed '/^[^#]/,$$d' constraints.txt; .venv-fresh/bin/python -m pip freeze --exclude amd-lightning \
+	    | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -r .venv-fresh
+
+clean: ## remove caches and builds; environments and runs stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find amd_lightning tests -name __pycache__ -type d -prune -exec rm -r {} +

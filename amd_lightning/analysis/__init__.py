@@ -1,0 +1,1 @@
+"""Finished runs into tables and figures."""

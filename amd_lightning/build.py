@@ -1,0 +1,210 @@
+"""RunConfig -> objects: the only file that knows both the configuration and the classes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from amd_lightning.cache import ArtifactCache
+from amd_lightning.config import (
+    CriticConfig,
+    CriticKind,
+    DataConfig,
+    Distance,
+    ModelConfig,
+    OptimiserConfig,
+    RunConfig,
+    StageConfig,
+    Writer,
+)
+from amd_lightning.critics import (
+    ClosedFormCritic,
+    CriticHead,
+    CriticPair,
+    LearnedCritic,
+    QCritic,
+    ResidualCritic,
+)
+from amd_lightning.data import samsum
+from amd_lightning.data.embedded import is_correct
+from amd_lightning.data.examples import Limits
+from amd_lightning.evaluation.decoding import Decoding
+from amd_lightning.modules.adversarial import AdversarialModule
+from amd_lightning.modules.base import DistillationModule
+from amd_lightning.modules.divergence import DivergenceModule
+from amd_lightning.modules.optim import Optimisation
+from amd_lightning.pipeline import EvaluationSpec, ModelSpec, RunSpec, Task
+from amd_lightning.policies import Policy
+from amd_lightning.rollouts import HfSampler
+from amd_lightning.tracking import WandbSettings, wandb_logger
+from amd_lightning.training import StageSpec, TrainerSpec
+
+TASKS = {"samsum": samsum}
+
+
+def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
+    """The run that a validated config describes.
+
+    Args:
+        config: without problems (see `config.problems`).
+        logged_config: the same as plain values without secrets, for W&B.
+    """
+    folder = Path(config.output_dir)
+    cache = ArtifactCache(
+        Path(config.cache.dir).expanduser() if config.cache.enabled else folder / "artifacts"
+    )
+    return RunSpec(
+        task=_task(config.data),
+        teacher=_model(config.pair.teacher, config.optim.teacher),
+        student=_model(config.pair.student, config.optim.student_start),
+        vocabulary_size=config.pair.tokenizer.vocabulary_size,
+        pair_seed=config.pair.seed,
+        distillation=_stage(config.optim.student),
+        make_module=partial(make_module, config),
+        make_fine_tuning=partial(make_fine_tuning, config),
+        teacher_writes=config.rollout.off_policy is Writer.teacher and config.objective.beta > 0.0,
+        evaluation=EvaluationSpec(
+            decoding=Decoding(
+                max_tokens=config.data.max_response_tokens,
+                num_beams=config.evaluation.num_beams,
+                length_penalty=config.evaluation.length_penalty,
+                batch_size=config.evaluation.batch_size,
+            ),
+            samples=config.evaluation.samples,
+            seed=config.evaluation.seed,
+        ),
+        trainer=TrainerSpec(
+            accelerator=config.trainer.accelerator,
+            precision=config.trainer.precision,
+            log_every=config.trainer.log_every,
+            validate_every=config.trainer.validate_every,
+            checkpoint_every=config.trainer.checkpoint_every,
+            progress=str(config.trainer.progress),
+        ),
+        cache=cache,
+        folder=folder,
+        loggers=partial(_loggers, config, folder, logged_config),
+        seed=config.seed,
+    )
+
+
+def make_module(config: RunConfig, student: Policy, teacher: Policy) -> DistillationModule:
+    """The method: a divergence, or the game against critics."""
+    objective, rollout, stage = config.objective, config.rollout, _stage(config.optim.student)
+    shared: dict[str, Any] = {
+        "sampler": HfSampler(config.data.max_response_tokens, rollout.temperature),
+        "beta": objective.beta,
+        "normalise": str(objective.normalise),
+        "optimisation": stage.optimisation,
+        "updates": stage.updates,
+        "micro_batch_size": stage.micro_batch_size,
+        "log_every": config.trainer.log_every,
+    }
+    if objective.distance is Distance.moment_matching:
+        return AdversarialModule(
+            student,
+            teacher,
+            critics=CriticPair(
+                _critic(config.critic, student, teacher), _critic(config.critic, student, teacher)
+            ),
+            critic_optimisation=_optimisation(config.optim.critic),
+            critic_steps_per_update=config.critic.steps,
+            **shared,
+        )
+    needs_teacher = objective.distance is not Distance.nll or objective.beta < 1.0
+    return DivergenceModule(
+        student, teacher if needs_teacher else None, distance=str(objective.distance), **shared
+    )
+
+
+def make_fine_tuning(config: RunConfig, policy: Policy, stage: StageSpec) -> DistillationModule:
+    """Maximum likelihood on the data's responses, for teacher and student start: nll at beta = 1."""
+    return DivergenceModule(
+        policy,
+        None,
+        distance="nll",
+        sampler=HfSampler(config.data.max_response_tokens),
+        beta=1.0,
+        normalise="token",
+        optimisation=stage.optimisation,
+        updates=stage.updates,
+        micro_batch_size=stage.micro_batch_size,
+        log_every=config.trainer.log_every,
+    )
+
+
+def _task(data: DataConfig) -> Task:
+    module = TASKS[data.task]
+    limits = {"train": data.train_rows, "valid": data.valid_rows, "test": data.test_rows}
+
+    def load(split: str) -> Any:
+        return module.load(
+            split,
+            str(data.source),
+            path=data.path,
+            limit=limits[split],
+            seed=data.seed,
+            revision=data.revision or module.REVISION,
+        )
+
+    return Task(
+        name=data.task,
+        load=load,
+        template=module.TEMPLATE,
+        limits=Limits(
+            data.max_prompt_tokens, data.max_response_tokens, str(data.long_prompts), str(data.long_responses)
+        ),
+        checker=is_correct if module.has_checker(str(data.source)) else None,
+    )
+
+
+def _model(model: ModelConfig, stage: StageConfig) -> ModelSpec:
+    return ModelSpec(model.path, model.revision, model.dtype, asdict(model.architecture), _stage(stage))
+
+
+def _stage(stage: StageConfig) -> StageSpec:
+    return StageSpec(
+        stage.updates, stage.batch_size, stage.micro_batch_size or stage.batch_size, _optimisation(stage)
+    )
+
+
+def _optimisation(optimiser: OptimiserConfig) -> Optimisation:
+    return Optimisation(
+        learning_rate=optimiser.learning_rate,
+        betas=(optimiser.betas[0], optimiser.betas[1]),
+        weight_decay=optimiser.weight_decay,
+        clip_norm=optimiser.clip_norm,
+        schedule=str(optimiser.schedule),
+        warmup_updates=optimiser.warmup_updates,
+        final_share=optimiser.final_share,
+    )
+
+
+def _critic(critic: CriticConfig, student: Policy, teacher: Policy) -> QCritic:
+    if critic.kind is CriticKind.closed_form:
+        return ClosedFormCritic(critic.alpha, critic.ridge)
+    head = CriticHead(student.hidden_size, teacher.hidden_size, student.vocabulary_size, critic.rank)
+    kind = ResidualCritic if critic.kind is CriticKind.residual else LearnedCritic
+    return kind(head, critic.alpha, critic.ridge)
+
+
+def _loggers(config: RunConfig, folder: Path, logged_config: Mapping[str, Any]) -> list[Logger]:
+    wandb, objective = config.logger.wandb, config.objective
+    method = str(objective.distance)
+    if objective.distance is Distance.moment_matching:
+        method += f"_{config.critic.kind}"
+    settings = WandbSettings(
+        mode=str(wandb.mode),
+        project=wandb.project,
+        entity=wandb.entity,
+        group=wandb.group or f"{config.data.task}/{config.pair.name}/{config.scale}",
+        job_type=method,
+        name=wandb.name or f"{method} beta {objective.beta:g} seed {config.seed}",
+        tags=(config.data.task, config.scale, method, f"beta={objective.beta:g}", *wandb.tags),
+        config=logged_config,
+    )
+    logger = wandb_logger(folder, settings)
+    return [logger] if logger is not None else []

@@ -1,0 +1,458 @@
+"""The schema of a run: every knob with its type, range and meaning, and the rules between knobs.
+
+Hydra composes `conf/` onto `RunConfig`; unknown keys and wrong types fail there. `problems` lists
+everything else that is wrong, at once, and `ignored_options` what was asked for and would have no
+effect. Values that a scale decides (sizes, budgets) have no default here: `conf/scale` owns them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Distance(StrEnum):
+    """What is compared at a state."""
+
+    moment_matching = "moment_matching"
+    kl = "kl"
+    rkl = "rkl"
+    nll = "nll"
+
+
+class CriticKind(StrEnum):
+    """What the critics are made of."""
+
+    residual = "residual"
+    learned = "learned"
+    closed_form = "closed_form"
+
+
+class Source(StrEnum):
+    """Where rows come from."""
+
+    embedded = "embedded"
+    files = "files"
+    hub = "hub"
+
+
+class Overlong(StrEnum):
+    """What happens to a text that is over its limit."""
+
+    drop = "drop"
+    truncate = "truncate"
+
+
+class Normalise(StrEnum):
+    """What a source's loss is a mean over."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+class Schedule(StrEnum):
+    """How the learning rate falls."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Writer(StrEnum):
+    """Who wrote the off-policy responses."""
+
+    data = "data"
+    teacher = "teacher"
+
+
+class Progress(StrEnum):
+    """How a stage shows where it is."""
+
+    auto = "auto"
+    bar = "bar"
+    lines = "lines"
+    off = "off"
+
+
+class WandbMode(StrEnum):
+    """Where W&B writes."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+def knob(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field with its meaning and its limits: `low`/`high` inclusive, `above`/`below` exclusive, `choices`."""
+    metadata = {"meaning": meaning, **limits}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, meaning: str) -> Any:
+    """A nested group of knobs."""
+    return field(default_factory=kind, metadata={"meaning": meaning})
+
+
+@dataclass
+class DataConfig:
+    """Where rows come from and how long they may be."""
+
+    task: str = knob("samsum", "the data set", choices=("samsum",))
+    source: Source = knob(Source.embedded, "embedded (generated, offline), files (data.path) or hub")
+    path: str | None = knob(
+        None, "with source=files: a directory with train, valid and test as JSONL, CSV or parquet"
+    )
+    revision: str | None = knob(
+        None, "with source=hub: the data set's revision; null takes the one pinned in the code"
+    )
+    seed: int = knob(0, "with source=embedded: seed of the generated corpus", low=0)
+    train_rows: int | None = knob(MISSING, "first n rows of the training split; null for all", low=1)
+    valid_rows: int | None = knob(MISSING, "first n rows of the validation split; null for all", low=1)
+    test_rows: int | None = knob(MISSING, "first n rows of the test split; null for all", low=1)
+    max_prompt_tokens: int = knob(MISSING, "longest prompt, template included", low=8)
+    max_response_tokens: int = knob(
+        MISSING, "longest response, EOS included; also the longest that is generated", low=1
+    )
+    long_prompts: Overlong = knob(
+        Overlong.truncate,
+        "a longer training or validation prompt: drop the row, or truncate its text (test: always truncated)",
+    )
+    long_responses: Overlong = knob(Overlong.drop, "a longer training response: drop the row, or truncate it")
+
+
+@dataclass
+class ArchitectureConfig:
+    """A T5 built from its config, for models that are trained from scratch (path: null)."""
+
+    d_model: int = knob(128, "width", low=8)
+    d_kv: int = knob(32, "width of one attention head", low=1)
+    d_ff: int = knob(256, "width of the feed-forward layers", low=1)
+    num_layers: int = knob(2, "encoder layers", low=1)
+    num_decoder_layers: int = knob(2, "decoder layers", low=1)
+    num_heads: int = knob(4, "attention heads", low=1)
+    dropout_rate: float = knob(0.0, "dropout while training", low=0.0, below=1.0)
+    feed_forward_proj: str = knob("gated-gelu", "feed-forward kind", choices=("relu", "gated-gelu"))
+
+
+@dataclass
+class ModelConfig:
+    """One of the two models."""
+
+    path: str | None = knob(None, "a model folder or hub id; null builds a T5 from `architecture`")
+    revision: str | None = knob(None, "of a hub model")
+    dtype: str = knob("float32", "of its weights", choices=("float32", "bfloat16"))
+    architecture: ArchitectureConfig = section(ArchitectureConfig, "the T5 to build where path is null")
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer of a pair that is trained from scratch; a loaded teacher brings its own."""
+
+    vocabulary_size: int = knob(512, "byte-level BPE, trained on the training split", low=260)
+
+
+@dataclass
+class PairConfig:
+    """Teacher and student belong together: they share a vocabulary."""
+
+    name: str = knob(MISSING, "the pair's name in groups of runs")
+    teacher: ModelConfig = section(ModelConfig, "the frozen policy")
+    student: ModelConfig = section(ModelConfig, "the policy that learns")
+    tokenizer: TokenizerConfig = section(TokenizerConfig, "shared by both")
+    seed: int = knob(
+        0,
+        "of teacher and student start (weights and data order); apart from `seed`, so that a sweep over seeds shares both",
+        low=0,
+    )
+
+
+@dataclass
+class ObjectiveConfig:
+    """A distance x a beta: J = beta·off + (1 − beta)·on."""
+
+    distance: Distance = knob(Distance.moment_matching, "what is compared at a state")
+    beta: float = knob(
+        0.5,
+        "weight of off-policy states; 1 never generates, 0 uses student-written states alone",
+        low=0.0,
+        high=1.0,
+    )
+    normalise: Normalise = knob(
+        Normalise.token, "each source's loss is a mean over its tokens, or over its sequences"
+    )
+
+
+@dataclass
+class CriticConfig:
+    """The Q-critics of distance=moment_matching."""
+
+    kind: CriticKind = knob(
+        CriticKind.residual, "residual (closed form + learned shift), learned, or closed_form"
+    )
+    alpha: float = knob(
+        0.5,
+        "the ridge's mixture alpha·teacher + (1 − alpha)·student: small covers modes, large seeks them",
+        above=0.0,
+        below=1.0,
+    )
+    ridge: float = knob(
+        2.0, "weight of the ridge; 2 at alpha .5 makes the closed form tanh(½ log p/q)", above=0.0
+    )
+    steps: int = knob(3, "K, critic ascent steps an update, on the same batch", low=1)
+    rank: int = knob(64, "hidden width of the critic's head", low=1)
+
+
+@dataclass
+class RolloutConfig:
+    """Who writes the states."""
+
+    off_policy: Writer = knob(
+        Writer.data, "off-policy responses: the data's, or the teacher's (sampled once, cached)"
+    )
+    temperature: float = knob(1.0, "at which the student writes its own states", above=0.0)
+
+
+@dataclass
+class OptimiserConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = knob(MISSING, "peak learning rate", above=0.0)
+    betas: list[float] = knob([0.9, 0.999], "AdamW's betas", low=0.0, below=1.0)
+    weight_decay: float = knob(0.0, "AdamW's weight decay", low=0.0)
+    clip_norm: float = knob(1.0, "largest gradient norm; 0 for no clipping", low=0.0)
+    schedule: Schedule = knob(Schedule.cosine, "how the learning rate falls over the stage")
+    warmup_updates: int = knob(0, "updates of linear warm-up", low=0)
+    final_share: float = knob(0.0, "the share of the peak that the learning rate falls to", low=0.0, high=1.0)
+
+
+@dataclass
+class StageConfig(OptimiserConfig):
+    """One training stage."""
+
+    updates: int = knob(MISSING, "how many updates; 0 takes a loaded model as it is", low=0)
+    batch_size: int = knob(MISSING, "prompts an update", low=1)
+    micro_batch_size: int | None = knob(None, "prompts a backward; null takes the whole batch at once", low=1)
+
+
+def _critic_optimiser() -> OptimiserConfig:
+    return OptimiserConfig(betas=[0.5, 0.99], schedule=Schedule.constant)
+
+
+@dataclass
+class OptimConfig:
+    """One optimizer a stage, and the critics' on their own time scale."""
+
+    teacher: StageConfig = section(StageConfig, "fine-tuning of the teacher")
+    student_start: StageConfig = section(StageConfig, "fine-tuning of the student before distillation")
+    student: StageConfig = section(StageConfig, "distillation")
+    critic: OptimiserConfig = field(default_factory=_critic_optimiser, metadata={"meaning": "the critics"})
+
+
+@dataclass
+class EvaluationConfig:
+    """How held-out prompts are answered; the same for validation and test."""
+
+    num_beams: int = knob(1, "beams; 1 is greedy", low=1)
+    length_penalty: float = knob(1.0, "of beam search")
+    batch_size: int = knob(64, "prompts decoded together", low=1)
+    samples: int = knob(1, "responses sampled at temperature 1 for each prompt", low=1)
+    seed: int = knob(10, "of these samples", low=0)
+    metric: str = knob(
+        "rouge_l",
+        "what the run returns to a sweeper, measured on the validation split",
+        choices=(
+            "rouge_l",
+            "sampled_rouge_l",
+            "accuracy",
+            "sampled_accuracy",
+            "tv_off",
+            "tv_on",
+            "kl_off",
+            "kl_on",
+            "rkl_off",
+            "rkl_on",
+        ),
+    )
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's trainer."""
+
+    accelerator: str = knob("cpu", "where to train", choices=("cpu", "gpu", "auto"))
+    precision: str = knob("32-true", "of training", choices=("32-true", "bf16-true", "bf16-mixed"))
+    threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
+    log_every: int = knob(10, "updates between two rows of metrics.csv", low=1)
+    validate_every: int = knob(
+        MISSING, "updates between two validations while distilling; 0 for the last one only", low=0
+    )
+    checkpoint_every: int = knob(100, "updates between two checkpoints", low=1)
+    progress: Progress = knob(Progress.auto, "bar, lines (for logs), off; auto takes a bar on a terminal")
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: WandbMode = knob(
+        WandbMode.offline,
+        "offline needs no account and no network (`wandb sync` sends it later); online; disabled",
+    )
+    project: str = knob("amd_lightning", "project")
+    entity: str | None = knob(None, "team or user; null is the account's default")
+    group: str | None = knob(None, "runs to be compared; null is task/pair/scale")
+    name: str | None = knob(None, "the run's name; null names distance, beta and seed")
+    tags: list[str] = knob([], "additional tags")
+
+
+@dataclass
+class LoggerConfig:
+    """Loggers beside metrics.csv, which is always written."""
+
+    wandb: WandbConfig = section(WandbConfig, "Weights & Biases")
+
+
+@dataclass
+class CacheConfig:
+    """Where teacher, student start and teacher responses are kept for the next run."""
+
+    enabled: bool = knob(True, "false keeps them in this run's directory alone (cache=off)")
+    dir: str = knob("~/.cache/amd_lightning", "the cache's directory, shared by all runs")
+
+
+@dataclass
+class RunConfig:
+    """A distillation run: a distance x a beta x a source of states, on a pair and a data set."""
+
+    experiment: str = knob("custom", "the experiment file that was chosen, for names and groups")
+    scale: str = knob(
+        MISSING, "demo (generated text, two cores), laptop or paper: sizes, budgets and devices"
+    )
+    seed: int = knob(0, "of distillation: data order, rollouts, critics", low=0)
+    output_dir: str = knob(MISSING, "the run's directory; set hydra.run.dir=DIR instead")
+    data: DataConfig = section(DataConfig, DataConfig.__doc__ or "")
+    pair: PairConfig = section(PairConfig, PairConfig.__doc__ or "")
+    objective: ObjectiveConfig = section(ObjectiveConfig, ObjectiveConfig.__doc__ or "")
+    critic: CriticConfig = section(CriticConfig, CriticConfig.__doc__ or "")
+    rollout: RolloutConfig = section(RolloutConfig, RolloutConfig.__doc__ or "")
+    optim: OptimConfig = section(OptimConfig, OptimConfig.__doc__ or "")
+    evaluation: EvaluationConfig = section(EvaluationConfig, EvaluationConfig.__doc__ or "")
+    trainer: TrainerConfig = section(TrainerConfig, TrainerConfig.__doc__ or "")
+    logger: LoggerConfig = section(LoggerConfig, LoggerConfig.__doc__ or "")
+    cache: CacheConfig = section(CacheConfig, CacheConfig.__doc__ or "")
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Every value out of its range and every rule between knobs that is broken, one line each."""
+    return [*_range_problems(config, ""), *_rule_problems(config)]
+
+
+def _range_problems(group: Any, prefix: str) -> Iterator[str]:
+    for knob_field in fields(group):
+        name, value = prefix + knob_field.name, getattr(group, knob_field.name)
+        if is_dataclass(value):
+            yield from _range_problems(value, name + ".")
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and (wrong := _outside(item, knob_field.metadata)):
+                yield f"{name}={item} {wrong}"
+
+
+def _outside(value: Any, limits: Any) -> str | None:
+    """What is wrong with a value, or None."""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"is not one of {', '.join(limits['choices'])}"
+    # Written so that NaN, which compares false with everything, is outside of every range.
+    inside = (
+        ("low", lambda bound: value >= bound, "must be at least"),
+        ("high", lambda bound: value <= bound, "must be at most"),
+        ("above", lambda bound: value > bound, "must be greater than"),
+        ("below", lambda bound: value < bound, "must be less than"),
+    )
+    wrong = [
+        f"{words} {limits[kind]}"
+        for kind, holds, words in inside
+        if kind in limits and not holds(limits[kind])
+    ]
+    return " and ".join(wrong) or None
+
+
+def _rule_problems(config: RunConfig) -> Iterator[str]:
+    data, pair, optim = config.data, config.pair, config.optim
+    if data.source is Source.files and data.path is None:
+        yield "data.source=files needs data.path=DIR, a directory with train, valid and test files"
+    if data.source is not Source.files and data.path is not None:
+        yield f"data.path={data.path} would be ignored with data.source={data.source}; add data.source=files"
+    if data.source is not Source.hub and data.revision is not None:
+        yield f"data.revision={data.revision} would be ignored with data.source={data.source}"
+    for name, model, stage in (
+        ("teacher", pair.teacher, optim.teacher),
+        ("student", pair.student, optim.student_start),
+    ):
+        key = "student_start" if name == "student" else "teacher"
+        if model.path is None and stage.updates == 0:
+            yield f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; train it or set pair.{name}.path"
+    if pair.student.path is not None and pair.teacher.path is None:
+        yield "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher would not be the student's"
+    if optim.student.updates == 0:
+        yield "optim.student.updates=0 distils nothing"
+    for key, stage in (
+        ("teacher", optim.teacher),
+        ("student_start", optim.student_start),
+        ("student", optim.student),
+    ):
+        if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+            yield f"optim.{key}.batch_size={stage.batch_size} is not divisible by optim.{key}.micro_batch_size={stage.micro_batch_size}"
+        if stage.updates and stage.warmup_updates >= stage.updates:
+            yield f"optim.{key}.warmup_updates={stage.warmup_updates} leaves nothing of optim.{key}.updates={stage.updates}"
+    for key, optimiser in (
+        ("teacher", optim.teacher),
+        ("student_start", optim.student_start),
+        ("student", optim.student),
+        ("critic", optim.critic),
+    ):
+        if len(optimiser.betas) != 2:
+            yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
+    if config.evaluation.metric in ("accuracy", "sampled_accuracy") and data.source is not Source.embedded:
+        yield f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with data.source={data.source}; use rouge_l"
+
+
+def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> list[str]:
+    """Options that were asked for by name and that this run would ignore, one line each.
+
+    Args:
+        config: the composed run.
+        asked_for: the keys of the command line's overrides, such as "critic.steps" or "critic".
+    """
+    objective, pair = config.objective, config.pair
+    not_moments = objective.distance is not Distance.moment_matching
+    rules = [
+        (not_moments, "critic", f"objective.distance={objective.distance}, which has no critic"),
+        (not_moments, "optim.critic", f"objective.distance={objective.distance}, which has no critic"),
+        (objective.beta == 1.0, "rollout.temperature", "objective.beta=1, which never samples the student"),
+        (objective.beta == 0.0, "rollout.off_policy", "objective.beta=0, which uses no off-policy states"),
+        (config.data.source is not Source.embedded, "data.seed", f"data.source={config.data.source}"),
+        (pair.teacher.path is not None, "pair.teacher.architecture", "pair.teacher.path"),
+        (pair.teacher.path is not None, "pair.tokenizer", "pair.teacher.path, which brings its tokenizer"),
+        (pair.student.path is not None, "pair.student.architecture", "pair.student.path"),
+        (pair.teacher.path is None, "pair.teacher.revision", "pair.teacher.path=null"),
+        (pair.student.path is None, "pair.student.revision", "pair.student.path=null"),
+        (config.logger.wandb.mode is WandbMode.disabled, "logger.wandb", "logger.wandb.mode=disabled"),
+        (not config.cache.enabled, "cache.dir", "cache=off"),
+        (config.evaluation.num_beams == 1, "evaluation.length_penalty", "evaluation.num_beams=1"),
+    ]
+    if not not_moments and config.critic.kind is CriticKind.closed_form:
+        rules += [
+            (True, key, "critic=closed_form, which learns nothing")
+            for key in ("critic.steps", "critic.rank", "optim.critic")
+        ]
+    found = []
+    for applies, prefix, reason in rules:
+        for key in asked_for:
+            if applies and (key == prefix or key.startswith(prefix + ".")) and key != "logger.wandb.mode":
+                found.append(f"{key} would be ignored with {reason}; leave it out")
+    return found

@@ -1,0 +1,1 @@
+"""Examples, their sources and the loaders that feed a run."""

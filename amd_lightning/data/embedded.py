@@ -1,0 +1,212 @@
+"""The generated dialogue corpus of ``scale=demo``: SAMSum-like chats that need no network and no file.
+
+A dialogue is one of four scenes (`SCENES`): two people agree on something after a first proposal has been turned
+down, with small talk around it. The summary must pick the facts that were agreed on: who does what, where or when.
+Each answer has several acceptable wordings of uneven probability, so a teacher trained on the corpus has a
+next-token distribution with several modes, which is what distances between policies differ about.
+
+Templates are data. In a line, ``{name}``-like fields are filled from the scene's slots (facts), from its roles
+(names) or from `PHRASES` (small talk, drawn anew for each line).
+"""
+
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+Split = Literal["train", "valid", "test"]
+
+NAMES = "Adam Alice Amanda Ben Carla Daniel Emma Frank Grace Jack Jerry Kate Leo Maria Paul Tina".split()
+
+SLOTS: dict[str, tuple[str, ...]] = {
+    "day": ("today", "tomorrow", "on Monday", "on Tuesday", "on Thursday", "on Friday", "on Saturday", "on Sunday"),
+    "time": ("noon", "two", "three", "four", "five", "six", "seven", "eight"),
+    "place": tuple(f"the {place}" for place in "cafe park library gym museum station pool market".split()),
+    "food": tuple("cookies soup bread apples pizza salad cheese rice".split()),
+    "chore": tuple(f"the {chore}" for chore in "garden kitchen roof laptop car essay boxes fence".split()),
+}
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    "hi": ("Hi {other}!", "Hey {other}!", "Hello!", "Hi!"),
+    "chat": ("How are you?", "It is so hot.", "I am so tired.", "I just woke up.", "", "", "", ""),
+    "no": ("Sorry, I am busy.", "No, I have to work.", "Hm, I can not."),
+    "far": ("No, it is too far.", "Sorry, it is closed.", "Hm, not there."),
+    "or": ("How about", "What about", "Why not"),
+    "yes": ("Perfect!", "Ok, great!", "Yes!", "Sure!"),
+    "bye": ("See you!", "Thanks!", "Bye!", "You are the best!"),
+}
+
+
+class Scene(NamedTuple):
+    """A kind of dialogue. Roles are ``a`` and ``b``; a slot ``not_X`` holds a proposal for X that is turned down."""
+
+    slots: tuple[str, ...]
+    scripts: tuple[
+        tuple[tuple[str, str], ...], ...
+    ]  # alternatives, each a sequence of (speaker's role, line)
+    references: tuple[tuple[str, int], ...]  # (wording, weight of being chosen as the gold summary)
+
+
+MEET = Scene(
+    slots=("day", "not_day", "place", "not_place"),
+    scripts=(
+        (
+            ("a", "{hi} {chat} Shall we meet {not_day}?"),
+            ("b", "{no} {or} {day}?"),
+            ("a", "{yes} At {place}?"),
+            ("b", "{yes} {bye}"),
+        ),
+        (
+            ("a", "{hi} Shall we meet {day}? {or} {not_place}?"),
+            ("b", "{far} {or} {place}?"),
+            ("a", "{yes} {chat} {bye}"),
+        ),
+    ),
+    references=(
+        ("{a} and {b} will meet at {place} {day}.", 5),
+        ("{a} will meet {b} at {place} {day}.", 3),
+        ("{b} will meet {a} {day} at {place}.", 2),
+        ("{b} and {a} are meeting {day} at {place}.", 1),
+    ),
+)
+
+BRING = Scene(
+    slots=("food", "not_food", "day", "not_day"),
+    scripts=(
+        (
+            ("a", "{hi} I made {food}. {chat} Can I bring you some {not_day}?"),
+            ("b", "{no} {or} {day}?"),
+            ("a", "{yes} {bye}"),
+        ),
+        (
+            ("b", "{hi} {chat} Can you bring me {not_food} {day}?"),
+            ("a", "Sorry, I have no {not_food}. {or} {food}?"),
+            ("b", "{yes} {bye}"),
+        ),
+    ),
+    references=(
+        ("{a} will bring {b} {food} {day}.", 5),
+        ("{a} will bring {food} to {b} {day}.", 2),
+        ("{b} will get {food} from {a} {day}.", 3),
+        ("{b} gets {a}'s {food} {day}.", 1),
+    ),
+)
+
+RIDE = Scene(
+    slots=("time", "not_time", "place", "not_place"),
+    scripts=(
+        (
+            ("b", "{hi} {chat} Can you pick me up at {place} at {not_time}?"),
+            ("a", "{no} {or} at {time}?"),
+            ("b", "{yes} {bye}"),
+        ),
+        (
+            ("a", "{hi} {chat} I can pick you up at {time}. Are you at {not_place}?"),
+            ("b", "No, I am at {place}."),
+            ("a", "{yes} {bye}"),
+        ),
+    ),
+    references=(
+        ("{a} will pick {b} up at {place} at {time}.", 5),
+        ("{a} will drive {b} home from {place} at {time}.", 3),
+        ("{b} will wait for {a} at {place} at {time}.", 2),
+        ("{b} gets a ride from {a} at {time} from {place}.", 1),
+    ),
+)
+
+HELP = Scene(
+    slots=("chore", "not_chore", "day", "not_day"),
+    scripts=(
+        (
+            ("b", "{hi} {chat} Can you help me with {chore} {not_day}?"),
+            ("a", "{no} {or} {day}?"),
+            ("b", "{yes} {bye}"),
+        ),
+        (
+            ("a", "{hi} {chat} Do you need help with {not_chore}?"),
+            ("b", "No, but I need help with {chore}."),
+            ("a", "{yes} I can come {day}. {bye}"),
+        ),
+    ),
+    references=(
+        ("{a} will help {b} with {chore} {day}.", 5),
+        ("{b} will get help with {chore} from {a} {day}.", 3),
+        ("{a} will come {day} to help {b} with {chore}.", 2),
+        ("{b} needs help with {chore} and {a} will come {day}.", 1),
+    ),
+)
+
+SCENES: dict[str, Scene] = {"meet": MEET, "bring": BRING, "ride": RIDE, "help": HELP}
+
+# Which tenths of the space of facts belong to a split: a summary of valid or test is never one of train's.
+SPLIT_TENTHS: dict[str, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "valid": (8,), "test": (9,)}
+
+
+def samsum_rows(split: Split, n: int, seed: int) -> list[dict[str, Any]]:
+    """Generate ``n`` different dialogues of a split, each with its gold summary and all acceptable wordings.
+
+    Args:
+        split: one of "train", "valid", "test". Splits share no facts, whatever their sizes and seeds.
+        n: number of rows. The rows of a smaller ``n`` are the first rows of a larger one.
+        seed: another seed gives another sample of the same split.
+
+    Returns:
+        Rows with ``id``, ``dialogue``, ``summary`` and ``references`` (list; ``summary`` is one of them).
+
+    Raises:
+        ValueError: the split has no such name.
+    """
+    if split not in SPLIT_TENTHS:
+        raise ValueError(f"no split {split!r}; use one of {', '.join(SPLIT_TENTHS)}")
+    rng = Random(f"{split}-{seed}")
+    rows: dict[str, dict[str, Any]] = {}  # by dialogue: a repeated dialogue is dropped
+    while len(rows) < n:
+        scene, facts = _draw_facts(rng)
+        if _tenth(scene, facts) not in SPLIT_TENTHS[split]:
+            continue
+        dialogue = _write_dialogue(rng, SCENES[scene], facts)
+        if dialogue in rows:
+            continue
+        references = [wording.format(**facts) for wording, _ in SCENES[scene].references]
+        weights = [weight for _, weight in SCENES[scene].references]
+        rows[dialogue] = {
+            "id": f"{split}-{seed}-{len(rows)}",
+            "dialogue": dialogue,
+            "summary": rng.choices(references, weights)[0],
+            "references": references,
+        }
+    return list(rows.values())
+
+
+def is_correct(response: str, references: list[str] | tuple[str, ...]) -> bool:
+    """Whether the response is an acceptable wording, up to case, spaces and a final stop."""
+    return _normalise(response) in {_normalise(reference) for reference in references}
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+
+
+def _draw_facts(rng: Random) -> tuple[str, dict[str, str]]:
+    """A scene's name and a value for each role and slot; a refused proposal differs from the agreed one."""
+    scene = rng.choice(list(SCENES))
+    facts = dict(zip("ab", rng.sample(NAMES, 2), strict=True))
+    kinds = [slot for slot in SCENES[scene].slots if not slot.startswith("not_")]
+    for kind in kinds:
+        facts[kind], facts[f"not_{kind}"] = rng.sample(SLOTS[kind], 2)
+    return scene, facts
+
+
+def _tenth(scene: str, facts: dict[str, str]) -> int:
+    """The tenth (0..9) that the agreed facts fall into, the same in every process (unlike `hash`)."""
+    agreed = sorted(value for slot, value in facts.items() if not slot.startswith("not_"))
+    return Random(f"{scene}: {agreed}").randrange(10)
+
+
+def _write_dialogue(rng: Random, scene: Scene, facts: dict[str, str]) -> str:
+    script = rng.choice(scene.scripts)
+    return "\n".join(f"{facts[role]}: {_write_line(rng, line, role, facts)}" for role, line in script)
+
+
+def _write_line(rng: Random, line: str, role: str, facts: dict[str, str]) -> str:
+    other = facts["b" if role == "a" else "a"]
+    phrases = {name: rng.choice(options).format(other=other) for name, options in PHRASES.items()}
+    return " ".join(line.format(**facts, **phrases).split())  # an empty phrase leaves no double space

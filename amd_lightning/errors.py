@@ -1,0 +1,43 @@
+"""Errors that the user can mend. Each says in one line what is wrong and what to do about it.
+
+`run.py` prints them as `error: ...` without a traceback and exits with a non-zero status; every
+other exception is a bug of ours and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what is wrong, then the remedy."""
+
+
+class ConfigError(UserError):
+    """The configuration is refused; every problem is listed, one a line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        heading = (
+            "the configuration is refused:" if count == 1 else f"the configuration has {count} problems:"
+        )
+        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DataError(UserError):
+    """A data set cannot be used as it is: a missing path or column, an empty split or response."""
+
+
+class ModelError(UserError):
+    """A model cannot be used as it is: a missing path, an unsupported family, other vocabularies."""
+
+
+class HubUnreachableError(UserError):
+    """The model and data hub does not answer."""
+
+
+class CacheError(UserError):
+    """The artifact cache cannot be used: not writable, or another run holds the lock for too long."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient is not finite; the message names the update and the term."""

@@ -1,0 +1,1 @@
+"""Decoding, task metrics and distances on fixed held-out states."""

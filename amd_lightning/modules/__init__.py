@@ -1,0 +1,1 @@
+"""LightningModules: collect rollouts, update, log."""

@@ -1,0 +1,92 @@
+"""What is logged of an update: the same names for every method.
+
+train/loss              the weighted sum that the student descends, nats a token for kl, rkl and nll
+train/moment_gap_off    Σ_a (p − q) f, mean over the batch's off-policy tokens, with the run's own
+train/moment_gap_on     critic; with the closed form (alpha .5, ridge 2) where a method has none
+train/tv_off, tv_on     total variation between teacher and student, mean over those tokens, 0..1
+train/gap_over_tv       moment gap / 2TV over all tokens: how near the critic is to the best one
+                        that is bounded by 1
+train/critic_abs        mean |f| under the mean of teacher and student
+train/response_tokens   mean length of the student's own responses, EOS included
+train/eos_share         share of these that end by EOS within the limit
+train/grad_norm         of the student, before clipping
+train/learning_rate     of the student
+critic/loss             what the critics descend, after the last of the K steps
+critic/grad_norm        of the critics, before clipping
+time/seconds            since training began
+time/updates_per_second since the line before
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from amd_lightning.objectives.divergences import tv
+from amd_lightning.objectives.moments import closed_form_critic, log_ratio, moment_gap
+from amd_lightning.types import Batch, Tokens
+
+
+class TokenMeans:
+    """Means of per-token values over the off-policy, the on-policy and all tokens of a batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, tokens: Tokens, values: Mapping[str, Tensor]) -> None:
+        """Take in per-token values [N] of a micro-batch."""
+        for name, value in values.items():
+            for source, chosen in (("off", tokens.off_policy), ("on", ~tokens.off_policy)):
+                self._sums[f"{name}_{source}"] += float(value.detach()[chosen].sum())
+                self._counts[f"{name}_{source}"] += int(chosen.sum())
+
+    def mean(self, name: str, sources: Sequence[str] = ("off", "on")) -> float | None:
+        """The mean over the tokens of those sources; None where there are none."""
+        count = sum(self._counts.get(f"{name}_{source}", 0) for source in sources)
+        total = sum(self._sums.get(f"{name}_{source}", 0.0) for source in sources)
+        return total / count if count else None
+
+    def metrics(self) -> dict[str, float]:
+        """The `train/*` values that per-token values give."""
+        gap, variation = self.mean("moment_gap"), self.mean("tv")
+        found = {
+            "train/moment_gap_off": self.mean("moment_gap", ["off"]),
+            "train/moment_gap_on": self.mean("moment_gap", ["on"]),
+            "train/tv_off": self.mean("tv", ["off"]),
+            "train/tv_on": self.mean("tv", ["on"]),
+            "train/critic_abs": self.mean("critic_abs"),
+            "train/gap_over_tv": gap / (2.0 * variation) if gap is not None and variation else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@torch.no_grad()
+def token_values(log_p: Tensor, log_q: Tensor, critic: Tensor | None = None) -> dict[str, Tensor]:
+    """Moment gap, total variation and mean |f| at each state. Log-probabilities [N, V] -> [N] each.
+
+    `critic` [N, V] is the run's own; without one the closed form at alpha .5, ridge 2 stands in.
+    """
+    if critic is None:
+        critic = closed_form_critic(log_ratio(log_p, log_q), alpha=0.5, ridge=2.0)
+    p, q = log_p.exp(), log_q.exp()
+    return {
+        "moment_gap": moment_gap(p, q, critic),
+        "tv": tv(log_p, log_q),
+        "critic_abs": (0.5 * (p + q) * critic.abs()).sum(-1),
+    }
+
+
+def response_metrics(batch: Batch, end_ids: Sequence[int]) -> dict[str, float]:
+    """Length and share with EOS of the responses that the student wrote; nothing where it wrote none."""
+    rollout = batch.rollout
+    written = ~rollout.off_policy
+    if not bool(written.any()):
+        return {}
+    mask, ids = rollout.response_mask[written], rollout.response_ids[written]
+    ended = (torch.isin(ids, torch.tensor(list(end_ids), device=ids.device)) & mask).any(-1)
+    return {
+        "train/response_tokens": float(mask.sum(-1).float().mean()),
+        "train/eos_share": float(ended.float().mean()),
+    }

@@ -1,0 +1,1 @@
+"""Distances between policies as pure functions of tensors."""

@@ -1,0 +1,45 @@
+"""The moment gap, the critics' regulariser, and the critic that is known in closed form.
+
+With p the teacher's and q the student's next-token distribution at a state s and a critic f(s, a),
+
+    gap(s) = Σ_a (p − q)(a) f(s, a)                                       (AMMD, arXiv 2406.02959)
+
+A critic ascends  E gap − (ridge / 2) E Σ_a μ(a) f(a)²,  μ = alpha·p + (1 − alpha)·q; the student
+descends  E gap  with the critic frozen. Adding b(s) to f changes no gap (the gauge), which is why a
+critic that is only bounded drifts along it: the ridge removes that direction and makes f vanish as
+q → p.
+"""
+
+import torch
+from torch import Tensor
+
+
+def moment_gap(p: Tensor, q: Tensor, critic: Tensor) -> Tensor:
+    """Σ_a (p − q)(a) f(a). Probabilities and critic values [N, V] -> [N]."""
+    return ((p - q) * critic).sum(-1)
+
+
+def ridge_penalty(p: Tensor, q: Tensor, critic: Tensor, alpha: float) -> Tensor:
+    """½ Σ_a μ(a) f(a)² with μ = alpha·p + (1 − alpha)·q. [N, V] thrice -> [N]."""
+    return 0.5 * ((alpha * p + (1.0 - alpha) * q) * critic.square()).sum(-1)
+
+
+def closed_form_critic(log_ratio: Tensor, alpha: float, ridge: float) -> Tensor:
+    """The maximiser of gap − ridge · ridge_penalty, as a function of log p/q. [N, V] -> [N, V].
+
+        f = (p − q) / (ridge · (alpha·p + (1 − alpha)·q))
+
+    `alpha` = .5 with `ridge` = 2 is tanh(½ log p/q); `alpha` = .1 has the gradient of the skew KL
+    with skew .1, up to scale: one dial from mode-covering (small) to mode-seeking (large). Bounded by
+    1/(ridge·alpha) above and −1/(ridge·(1 − alpha)) below; 0 where p = q.
+    """
+    # With t = tanh(½ log p/q) = (p − q)/(p + q) this is 2t / (ridge (1 + (2 alpha − 1) t)): no quotient that
+    # could overflow, exactly 0 at p = q, and to rounding of its own size beside it.
+    half = torch.tanh(0.5 * log_ratio)
+    return 2.0 * half / (ridge * (1.0 + (2.0 * alpha - 1.0) * half))
+
+
+def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """log p/q, 0 where both rule the action out. [N, V], [N, V] -> [N, V]."""
+    both_impossible = (log_p == -torch.inf) & (log_q == -torch.inf)
+    return torch.where(both_impossible, 0.0, log_p - log_q)

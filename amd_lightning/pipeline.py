@@ -1,0 +1,365 @@
+"""The stages of a run: teacher → student start → teacher responses → distil → evaluate.
+
+Everything before distillation is an artifact whose key is a digest of exactly what determines it, so
+runs that differ in β, distance or critic share teacher, student start and teacher responses. Every
+stage seeds itself and reads its inputs from stored files: whether an artifact was made or found changes
+no number.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from amd_lightning.cache import Artifact, ArtifactCache
+from amd_lightning.data.examples import Example, Limits, PromptTemplate, TokenisedExample, digest, tokenise
+from amd_lightning.data.tokenizer import train_tokenizer
+from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
+from amd_lightning.evaluation.harness import Evaluation, evaluate
+from amd_lightning.evaluation.metrics import Checker
+from amd_lightning.models import (
+    build_t5,
+    fingerprint,
+    load_policy,
+    load_tokenizer,
+    require_same_vocabulary,
+    save_policy,
+)
+from amd_lightning.modules.base import DistillationModule
+from amd_lightning.policies import Policy
+from amd_lightning.tracking import Validate, checkpoints, csv_logger
+from amd_lightning.training import StageSpec, TrainerSpec, fit, seed_for
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of every key: raised when a stage comes to mean something else."""
+
+
+class ModelSpec(NamedTuple):
+    """A model to load (`path`) or to build (`architecture`), then fine-tuned as `stage` says."""
+
+    path: str | None
+    revision: str | None
+    dtype: str
+    architecture: Mapping[str, Any]
+    stage: StageSpec
+
+
+class Task(NamedTuple):
+    """A data set: `load` gives the examples of "train", "valid" or "test"; `checker` is None where a
+    response has no right or wrong."""
+
+    name: str
+    load: Callable[[str], list[Example]]
+    template: PromptTemplate
+    limits: Limits
+    checker: Checker | None
+
+
+class EvaluationSpec(NamedTuple):
+    """How held-out prompts are answered; the same for validation and test."""
+
+    decoding: Decoding
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run as plain values; `build.py` makes it from a config.
+
+    Attributes:
+        task: the data.
+        teacher, student: the pair; `vocabulary_size` is that of the tokenizer which is trained for a pair
+            built from its config, `pair_seed` that of teacher and student start.
+        distillation: how the student is distilled, with `make_module` (student, teacher) -> the method;
+            `make_fine_tuning` (policy, stage) -> maximum likelihood, for teacher and student start.
+        teacher_writes: off-policy states are the teacher's responses rather than the data's.
+        evaluation, trainer: shared by all stages.
+        cache, folder: where artifacts and the run's own files go.
+        loggers: of the distillation stage, made when it begins.
+        seed: of distillation.
+    """
+
+    task: Task
+    teacher: ModelSpec
+    student: ModelSpec
+    vocabulary_size: int
+    pair_seed: int
+    distillation: StageSpec
+    make_module: Callable[[Policy, Policy], DistillationModule]
+    make_fine_tuning: Callable[[Policy, StageSpec], DistillationModule]
+    teacher_writes: bool
+    evaluation: EvaluationSpec
+    trainer: TrainerSpec
+    cache: ArtifactCache
+    folder: Path
+    loggers: Callable[[], list[Logger]]
+    seed: int
+
+
+@dataclass
+class Outcome:
+    """What a run found.
+
+    Attributes:
+        evaluations: on the test split, of "teacher", "student_start" and "student".
+        validation: the student's last one.
+        parameters: of each of the three models.
+        seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
+        tokens: response tokens while distilling, by who wrote them ("off", "on").
+        rows: examples in each split after the length limits.
+        loggers: of the distillation stage, still open.
+    """
+
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    validation: dict[str, float | None] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    cached: dict[str, bool] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    loggers: list[Logger] = field(default_factory=list)
+
+
+class Pipeline:
+    """Runs the stages of one `RunSpec` in their order; one pipeline, one run."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """All stages; the student's model folder is `folder/student`."""
+        rows = {split: self.spec.task.load(split) for split in ("train", "valid", "test")}
+        self._prepare_text(rows)
+        self.teacher, teacher_key = self._model("teacher", self.spec.teacher)
+        start, start_key = self._model("student_start", self.spec.student)
+        self._evaluate_once("teacher", self.teacher, teacher_key, teacher_key)
+        self._evaluate_once("student_start", start, start_key, teacher_key)
+
+        stored = self._teacher_responses(teacher_key) if self.spec.teacher_writes else self.splits["train"]
+        student = self._distil(start, stored)
+        with self._timed("evaluate_student"):
+            self.outcome.evaluations["student"] = self._evaluate(student, "test")
+        return self.outcome
+
+    # -- text ----------------------------------------------------------------------------------
+
+    def _prepare_text(self, rows: Mapping[str, list[Example]]) -> None:
+        """Tokenizer and tokenised splits, with what the length limits did to them said in the log."""
+        task = self.spec.task
+        template = list(task.template)
+        if self.spec.teacher.path is not None:
+            self.tokenizer = load_tokenizer(self.spec.teacher.path, revision=self.spec.teacher.revision)
+            tokenizer_key: Any = fingerprint(self.spec.teacher.path, self.spec.teacher.revision)
+        else:
+            texts = [
+                text
+                for example in rows["train"]
+                for text in (task.template.before + example.prompt + task.template.after, example.response)
+            ]
+            inputs = {
+                "rows": digest(rows["train"]),
+                "template": template,
+                "vocabulary_size": self.spec.vocabulary_size,
+            }
+
+            def make(folder: Path) -> None:
+                train_tokenizer(texts, self.spec.vocabulary_size).save_pretrained(folder)
+
+            artifact = self._artifact("tokenizer", inputs, make)
+            self.tokenizer, tokenizer_key = load_tokenizer(str(artifact.path)), artifact.key
+
+        self.splits: dict[str, list[TokenisedExample]] = {}
+        self.data_inputs: dict[str, Any] = {}
+        for split, examples in rows.items():
+            self.splits[split], report = tokenise(examples, self.tokenizer, task.template, task.limits, split)
+            if described := report.describe():
+                log.warning(described)
+            self.outcome.rows[split] = len(self.splits[split])
+            self.data_inputs[split] = {
+                "rows": digest(examples),
+                "template": template,
+                "limits": list(task.limits),
+                "tokenizer": tokenizer_key,
+            }
+
+    # -- teacher and student start -------------------------------------------------------------
+
+    def _model(self, who: str, spec: ModelSpec) -> tuple[Policy, Any]:
+        """The teacher or the student start: fine-tuned on the training split, or as it was loaded.
+
+        Returns the policy and what identifies it in the keys of later stages.
+        """
+        seed = seed_for(who, self.spec.pair_seed)
+        if spec.path is not None:
+            identity: Any = fingerprint(spec.path, spec.revision)
+        else:
+            identity = {"architecture": dict(spec.architecture)}
+        if spec.stage.updates == 0 and spec.path is not None:
+            policy = self._initial(spec)
+            self.outcome.parameters[who] = policy.parameter_count
+            return policy, identity
+
+        def make(folder: Path) -> None:
+            L.seed_everything(seed, verbose=False)
+            policy = self._initial(spec)
+            module = self.spec.make_fine_tuning(policy, spec.stage)
+            fit(
+                module,
+                self.splits["train"],
+                stage=who.replace("_", " "),
+                spec=spec.stage,
+                trainer=self.spec.trainer,
+                seed=seed,
+                pad_id=self.tokenizer.pad_token_id,
+                folder=folder,
+                loggers=[csv_logger(folder)],
+            )
+            save_policy(policy, self.tokenizer, folder, self.spec.task.limits.response_tokens)
+
+        inputs = {
+            "model": identity,
+            "dtype": spec.dtype,
+            "data": self.data_inputs["train"],
+            "stage": {**spec.stage._asdict(), "optimisation": asdict(spec.stage.optimisation)},
+            "precision": self.spec.trainer.precision,
+            "seed": seed,
+        }
+        artifact = self._artifact(who, inputs, make)
+        policy = load_policy(str(artifact.path), dtype=spec.dtype)
+        self.outcome.parameters[who] = policy.parameter_count
+        return policy, artifact.key
+
+    def _initial(self, spec: ModelSpec) -> Policy:
+        """A model before its stage: loaded, with its vocabulary checked, or built with fresh weights."""
+        teacher = getattr(self, "teacher", None)
+        if spec.path is None:
+            return build_t5(
+                spec.architecture,
+                self.tokenizer,
+                vocabulary_size=teacher.vocabulary_size if teacher else len(self.tokenizer),
+            )
+        policy = load_policy(spec.path, revision=spec.revision, dtype=spec.dtype)
+        if teacher is not None:
+            tokenizer = load_tokenizer(spec.path, revision=spec.revision)
+            require_same_vocabulary(teacher, policy, self.tokenizer, tokenizer)
+        return policy
+
+    # -- teacher responses ---------------------------------------------------------------------
+
+    def _teacher_responses(self, teacher_key: Any) -> list[TokenisedExample]:
+        """The training split with one response sampled from the teacher in place of each of the data's."""
+        examples, decoding = self.splits["train"], self.spec.evaluation.decoding
+        seed = seed_for("teacher_responses", self.spec.pair_seed)
+
+        def make(folder: Path) -> None:
+            log.info("teacher responses: writing %d", len(examples))
+            written = respond_to_all(
+                self.teacher, examples, decoding, pad_id=self.tokenizer.pad_token_id, seed=seed
+            )
+            ids = response_tokens(written, list(batches(examples, decoding.batch_size)))
+            (folder / "responses.json").write_text(json.dumps(ids))
+
+        inputs = {
+            "teacher": teacher_key,
+            "data": self.data_inputs["train"],
+            "max_tokens": decoding.max_tokens,
+            "batch_size": decoding.batch_size,
+            "seed": seed,
+        }
+        artifact = self._artifact("teacher_responses", inputs, make)
+        responses = json.loads((artifact.path / "responses.json").read_text())
+        return [example._replace(response_ids=ids) for example, ids in zip(examples, responses, strict=True)]
+
+    # -- distillation --------------------------------------------------------------------------
+
+    def _distil(self, student: Policy, stored: list[TokenisedExample]) -> Policy:
+        """Train the student against the teacher; `folder/student` and `folder/checkpoints` hold the result."""
+        spec = self.spec
+        L.seed_everything(seed_for("distil", spec.seed), verbose=False)
+        module = spec.make_module(student, self.teacher)
+        validate = Validate(spec.trainer.validate_every, lambda: self._evaluate(student, "valid").metrics)
+        self.outcome.loggers = [csv_logger(spec.folder), *spec.loggers()]
+        with self._timed("distil"):
+            fit(
+                module,
+                stored,
+                stage="distil",
+                spec=spec.distillation,
+                trainer=spec.trainer,
+                seed=seed_for("distil", spec.seed),
+                pad_id=self.tokenizer.pad_token_id,
+                folder=spec.folder,
+                loggers=self.outcome.loggers,
+                callbacks=[validate, checkpoints(spec.folder / "checkpoints", spec.trainer.checkpoint_every)],
+            )
+        save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
+        self.outcome.parameters["student"] = student.parameter_count
+        self.outcome.validation = validate.latest
+        self.outcome.tokens = dict(module.tokens_seen)
+        return student
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _evaluate_once(self, who: str, policy: Policy, key: Any, teacher_key: Any) -> None:
+        """The evaluation of a model that many runs share, from the cache where it was made before."""
+        evaluation = self.spec.evaluation
+        inputs = {
+            "model": key,
+            "teacher": teacher_key,
+            "data": self.data_inputs["test"],
+            "decoding": asdict(evaluation.decoding),
+            "samples": evaluation.samples,
+            "seed": evaluation.seed,
+            "checker": self.spec.task.checker is not None,
+        }
+
+        def make(folder: Path) -> None:
+            found = self._evaluate(policy, "test")
+            (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
+
+        artifact = self._artifact(f"evaluate_{who}", inputs, make)
+        stored = json.loads((artifact.path / "evaluation.json").read_text())
+        self.outcome.evaluations[who] = Evaluation(**stored)
+
+    def _evaluate(self, policy: Policy, split: str) -> Evaluation:
+        evaluation = self.spec.evaluation
+        return evaluate(
+            policy,
+            self.teacher,
+            self.splits[split],
+            self.tokenizer,
+            decoding=evaluation.decoding,
+            checker=self.spec.task.checker,
+            samples=evaluation.samples,
+            seed=evaluation.seed,
+        )
+
+    # -- bookkeeping ---------------------------------------------------------------------------
+
+    def _artifact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Artifact:
+        artifact = self.spec.cache.get_or_make(kind, {"format": FORMAT, **inputs}, make)
+        self.outcome.seconds[kind] = artifact.seconds
+        self.outcome.cached[kind] = artifact.cached
+        self.outcome.keys[kind] = artifact.key
+        state = "found in the cache" if artifact.cached else f"made in {artifact.seconds:.1f} s"
+        log.info("%s: %s (%s)", kind.replace("_", " "), state, artifact.path)
+        return artifact
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.outcome.seconds[stage] = time.perf_counter() - started
+        self.outcome.cached[stage] = False

@@ -1,0 +1,69 @@
+"""Who writes the states: stored responses, the student's own, and each token's share of the loss."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from amd_lightning.policies import Policy
+from amd_lightning.types import Batch, PromptBatch, Rollout, join_responses
+
+
+class Sampler(Protocol):
+    """Writes responses with a policy."""
+
+    def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
+        """One response of the policy to each prompt, marked on-policy."""
+
+
+@dataclass(frozen=True)
+class HfSampler:
+    """Samples with transformers' `generate` and a KV cache.
+
+    Attributes:
+        max_tokens: longest response, EOS included.
+        temperature: of the policy that writes; 1 keeps the states on-policy in the strict sense.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+
+    def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
+        response_ids, mask = policy.respond(prompt, self.max_tokens, temperature=self.temperature)
+        off_policy = torch.zeros(len(response_ids), 1, dtype=torch.bool, device=response_ids.device)
+        return Rollout(prompt, response_ids.unsqueeze(1), mask.unsqueeze(1), off_policy)
+
+
+def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, normalise: str) -> Batch:
+    """The batch of one update: stored states (β > 0) beside the student's own (β < 1), weighed.
+
+    Nothing is generated at β = 1, and stored responses are left out at β = 0.
+
+    Args:
+        stored: prompts with the responses of the data or the teacher, C = 1.
+        beta: the weight of off-policy states, J = β·off + (1 − β)·on.
+        normalise: see `token_weights`.
+    """
+    parts = []
+    if beta > 0.0:
+        parts.append(stored)
+    if beta < 1.0:
+        parts.append(sampler(student, stored.prompt))
+    rollout = join_responses(parts)
+    return Batch(rollout, token_weights(rollout, beta, normalise))
+
+
+def token_weights(rollout: Rollout, beta: float, normalise: str) -> Tensor:
+    """Each token's weight in J = β·off + (1 − β)·on, the one place where β enters. [B, C, T].
+
+    `normalise` = "token" makes each source a mean over its tokens, "sequence" a mean over its
+    responses of the sum over their tokens (Σ_t E, as the game is written). 0 outside the mask; a
+    weighted sum over all tokens, however they are cut into micro-batches, is the loss.
+    """
+    weight = torch.zeros(rollout.response_mask.shape, device=rollout.response_mask.device)
+    for source, share in ((rollout.off_policy, beta), (~rollout.off_policy, 1.0 - beta)):
+        counted = rollout.response_mask & source.unsqueeze(-1)
+        units = counted.sum() if normalise == "token" else counted.any(-1).sum()
+        weight = torch.where(counted, share / units.clamp(min=1), weight)
+    return weight

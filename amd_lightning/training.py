@@ -1,0 +1,101 @@
+"""Fitting a module with Lightning: one trainer for every stage."""
+
+import hashlib
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from amd_lightning.data.datamodule import DistillationDataModule
+from amd_lightning.data.examples import TokenisedExample
+from amd_lightning.modules.base import DistillationModule
+from amd_lightning.modules.optim import Optimisation
+from amd_lightning.tracking import StageBar, StageLines
+
+
+class StageSpec(NamedTuple):
+    """How long and with which optimizer a stage trains; 0 updates takes a loaded model as it is."""
+
+    updates: int
+    batch_size: int
+    micro_batch_size: int
+    optimisation: Optimisation
+
+
+class TrainerSpec(NamedTuple):
+    """Where and how precisely everything is trained, and how it is shown ("auto", "bar", "lines", "off")."""
+
+    accelerator: str
+    precision: str
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    progress: str
+
+
+def fit(
+    module: DistillationModule,
+    examples: Sequence[TokenisedExample],
+    *,
+    stage: str,
+    spec: StageSpec,
+    trainer: TrainerSpec,
+    seed: int,
+    pad_id: int,
+    folder: Path,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train `module` for `spec.updates` updates on stored responses.
+
+    Args:
+        stage: what the progress is called.
+        seed: of the data's order; the global random streams are the caller's.
+        folder: for what Lightning writes by itself.
+        loggers, callbacks: beside the progress.
+    """
+    data = DistillationDataModule(
+        examples, batch_size=spec.batch_size, updates=spec.updates, seed=seed, pad_id=pad_id
+    )
+    progress = _progress(stage, trainer.progress)
+    with warnings.catch_warnings():
+        # One worker reads lists that are in memory; there is nothing to gain from more.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+        L.Trainer(
+            accelerator=trainer.accelerator,
+            devices=1,
+            precision=trainer.precision,
+            max_epochs=1,
+            logger=list(loggers) or False,
+            callbacks=[*progress, *callbacks],
+            enable_checkpointing=any("Checkpoint" in type(callback).__name__ for callback in callbacks),
+            enable_progress_bar=any(isinstance(callback, StageBar) for callback in progress),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        ).fit(module, datamodule=data)
+
+
+def seed_for(stage: str, seed: int) -> int:
+    """A stage's own seed: stages with the same number do not share random streams."""
+    return int.from_bytes(hashlib.sha256(f"{stage}:{seed}".encode()).digest()[:4])
+
+
+def quiet_libraries() -> None:
+    """Leave the console to this project: Lightning's banners and tips say nothing about a run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _progress(stage: str, kind: str) -> list[Callback]:
+    if kind == "off":
+        return []
+    bar = kind == "bar" or (kind == "auto" and sys.stderr.isatty())
+    return [StageBar(stage) if bar else StageLines(stage)]

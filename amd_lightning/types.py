@@ -1,0 +1,101 @@
+"""The tensors that travel together, one NamedTuple a concept, each field with its shape.
+
+Suffixes used everywhere: B prompts, C responses to each prompt, P prompt length, T response length,
+N packed response tokens, V vocabulary, D hidden size, R critic rank.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+class PromptBatch(NamedTuple):
+    """Prompts, padded to a common length."""
+
+    input_ids: Tensor
+    """[B, P] long."""
+    attention_mask: Tensor
+    """[B, P] long, 1 on tokens and 0 on padding."""
+
+
+class Rollout(NamedTuple):
+    """Prompts with one or more responses to each, and who wrote these."""
+
+    prompt: PromptBatch
+    response_ids: Tensor
+    """[B, C, T] long."""
+    response_mask: Tensor
+    """[B, C, T] bool, True up to and including the first EOS, False after it."""
+    off_policy: Tensor
+    """[B, C] bool, True where the teacher or the data wrote the response, False where the student did."""
+
+    def to(self, device: torch.device) -> "Rollout":
+        """The same rollout on another device."""
+        prompt = PromptBatch(*(tensor.to(device) for tensor in self.prompt))
+        return Rollout(prompt, *(tensor.to(device) for tensor in self[1:]))
+
+    def rows(self, start: int, stop: int) -> "Rollout":
+        """The prompts from `start` to `stop`, without the columns that are padding in all of them."""
+        prompt_mask = self.prompt.attention_mask[start:stop]
+        response_mask = self.response_mask[start:stop]
+        first, last = _occupied(prompt_mask.bool())
+        length = _occupied(response_mask.flatten(0, 1))[1]
+        return Rollout(
+            PromptBatch(self.prompt.input_ids[start:stop, first:last], prompt_mask[:, first:last]),
+            self.response_ids[start:stop, :, :length],
+            response_mask[..., :length],
+            self.off_policy[start:stop],
+        )
+
+
+class Batch(NamedTuple):
+    """What one update sees: rollouts, and the weight of each of their tokens in the loss."""
+
+    rollout: Rollout
+    weight: Tensor
+    """[B, C, T] float; 0 outside the response mask. Fixed when the batch is collected."""
+
+    def micro_batches(self, size: int) -> Iterator["Batch"]:
+        """Consecutive groups of at most `size` prompts; their weighted sums add up to the batch's."""
+        for start in range(0, len(self.weight), size):
+            rollout = self.rollout.rows(start, start + size)
+            yield Batch(rollout, self.weight[start : start + size, :, : rollout.response_ids.shape[-1]])
+
+
+class Tokens(NamedTuple):
+    """The response tokens of a (micro-)batch, packed: padding removed, one row a state."""
+
+    student_hidden: Tensor
+    """[N, D_student], what the student's head turns into logits."""
+    teacher_hidden: Tensor | None
+    """[N, D_teacher]; None where no teacher takes part."""
+    actions: Tensor
+    """[N] long, the token that was written at each state."""
+    weight: Tensor
+    """[N] float, each token's share of the loss."""
+    off_policy: Tensor
+    """[N] bool, who wrote the response that the state belongs to."""
+
+
+def join_responses(rollouts: Sequence[Rollout]) -> Rollout:
+    """One rollout from several to the same prompts: their responses side by side, C = ΣC_i."""
+    length = max(rollout.response_ids.shape[-1] for rollout in rollouts)
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([pad(tensor, (0, length - tensor.shape[-1])) for tensor in tensors], dim=1)
+
+    return Rollout(
+        rollouts[0].prompt,
+        joined([rollout.response_ids for rollout in rollouts]),
+        joined([rollout.response_mask for rollout in rollouts]),
+        torch.cat([rollout.off_policy for rollout in rollouts], dim=1),
+    )
+
+
+def _occupied(mask: Tensor) -> tuple[int, int]:
+    """The range of columns of `mask` [rows, columns] outside of which every row is False."""
+    columns = mask.any(dim=0).nonzero().flatten()
+    return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)

@@ -1,0 +1,214 @@
+"""Imports point one way: the layers of the package, and who may know the configuration."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "amd_lightning"
+
+DATA = "data.examples data.sources data.embedded data.tokenizer"
+EVALUATION = "data.examples policies objectives types errors"
+MODULES = f"objectives critics policies rollouts types errors {DATA} evaluation"
+STAGES = f"{MODULES} data modules cache models tracking training"
+
+# module -> the modules of ours that it may import; a package stands for everything in it.
+LAYERS = {
+    "errors": "",
+    "types": "",
+    "objectives.divergences": "",
+    "objectives.moments": "",
+    "critics": "types objectives.moments",
+    "policies": "types errors",
+    "rollouts": "policies types",
+    "data.examples": "types errors",
+    "data.sources": "data.examples errors",
+    "data.embedded": "",
+    "data.tokenizer": "",
+    "data.samsum": f"{DATA} errors",
+    "data.datamodule": "data types errors",
+    "cache": "errors",
+    "evaluation.metrics": EVALUATION,
+    "evaluation.decoding": EVALUATION,
+    "evaluation.distances": EVALUATION,
+    "evaluation.harness": f"{EVALUATION} evaluation",
+    "modules.optim": MODULES,
+    "modules.diagnostics": MODULES,
+    "modules.base": f"{MODULES} modules.optim modules.diagnostics",
+    "modules.divergence": f"{MODULES} modules",
+    "modules.adversarial": f"{MODULES} modules",
+    "models": f"{DATA} policies cache errors",
+    "tracking": "modules types errors",
+    "training": "data modules tracking types errors",
+    "config": "errors",
+    "analysis.figures": "errors",
+    "analysis.tables": "errors",
+    "pipeline": STAGES,
+    "results": "pipeline errors",
+    "build": f"{STAGES} pipeline config",
+    "cli": "config errors",
+    "run": f"{STAGES} pipeline results build cli config analysis",
+}
+# Nobody else sees a configuration object.
+MAY_USE = {"omegaconf": {"config", "build", "cli", "run"}, "hydra": {"cli", "run"}}
+
+
+def module_names(package: Path) -> dict[str, Path]:
+    """Dotted name within the package -> file; a package's own name stands for its __init__.py."""
+    names = {}
+    for file in sorted(package.rglob("*.py")):
+        parts = file.relative_to(package).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return names
+
+
+def imports(file: Path, package: Path) -> Iterator[str]:
+    """Every absolute dotted name that a file imports, `from a import b` as `a.b`, wherever it stands."""
+    home = (package.name, *file.relative_to(package).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) + 1 - node.level] if node.level else ()
+            parent = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{parent}.{alias.name}" for alias in node.names)
+
+
+def internal(target: str, package: Path, names: dict[str, Path]) -> str | None:
+    """The module of ours that an imported name belongs to, or None: it is somebody else's."""
+    head, _, rest = target.partition(".")
+    if head != package.name:
+        return None
+    while rest and rest not in names:
+        rest = rest.rpartition(".")[0]
+    return rest
+
+
+def violations(package: Path) -> list[str]:
+    """One line for each import against the table and each module that the table doesn't know."""
+    names = module_names(package)
+    found = []
+    for name, file in names.items():
+        is_package = file.name == "__init__.py"
+        if not is_package and name not in LAYERS:
+            found.append(f"{name} is unknown: add it to the table in tests/test_layers.py")
+            continue
+        allowed = set() if is_package else set(LAYERS[name].split())
+        for target in sorted(set(imports(file, package))):
+            ours = internal(target, package, names)
+            if ours is None:
+                library = target.partition(".")[0]
+                if library in MAY_USE and name not in MAY_USE[library]:
+                    found.append(f"{name} imports {library}")
+            elif ours and not allowed & {ours, ours.partition(".")[0]}:
+                found.append(f"{name} imports {ours}")
+    return found
+
+
+def test_imports_follow_the_table() -> None:
+    assert violations(PACKAGE) == []
+
+
+def test_the_table_itself_points_one_way() -> None:
+    seen: list[str] = []
+    for name, allowed in LAYERS.items():
+        for target in allowed.split():
+            below = [other for other in LAYERS if other == target or other.startswith(f"{target}.")]
+            own = target == name.partition(".")[0]  # siblings stand in any order
+            assert below, f"{name} may import {target}, which is not there"
+            assert own or set(below) <= set(seen), f"{name} may import {target}, which stands below it"
+        seen.append(name)
+
+
+PLANTS = {
+    "a plain import": (
+        "objectives/moments.py",
+        "import amd_lightning.critics",
+        "objectives.moments imports critics",
+    ),
+    "from a module": ("critics.py", "from amd_lightning.policies import Policy", "critics imports policies"),
+    "a module from the package": (
+        "pipeline.py",
+        "from amd_lightning import config as c",
+        "pipeline imports config",
+    ),
+    "a relative import": ("data/embedded.py", "from ..types import Tokens", "data.embedded imports types"),
+    "a relative sibling": (
+        "data/embedded.py",
+        "from . import examples",
+        "data.embedded imports data.examples",
+    ),
+    "inside a function": (
+        "types.py",
+        "def f():\n    from amd_lightning import errors",
+        "types imports errors",
+    ),
+    "of a package": ("tracking.py", "import amd_lightning.analysis", "tracking imports analysis"),
+    "config of ours": ("config.py", "from amd_lightning.types import Tokens", "config imports types"),
+    "analysis of modules": (
+        "analysis/tables.py",
+        "from amd_lightning.modules.base import X",
+        "analysis.tables imports modules.base",
+    ),
+    "omegaconf": ("pipeline.py", "from omegaconf import DictConfig", "pipeline imports omegaconf"),
+    "hydra": ("config.py", "import hydra.utils", "config imports hydra"),
+    "into an __init__": (
+        "data/__init__.py",
+        "from amd_lightning.data.examples import X",
+        "data imports data.examples",
+    ),
+    "a new module": ("novel.py", "", "novel is unknown: add it to the table in tests/test_layers.py"),
+    "a new nested module": (
+        "modules/novel.py",
+        "",
+        "modules.novel is unknown: add it to the table in tests/test_layers.py",
+    ),
+}
+
+
+def skeleton(package: Path) -> Path:
+    """The modules of the table, all empty."""
+    for module in LAYERS:
+        file = package / f"{module.replace('.', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        (file.parent / "__init__.py").touch()
+    return package
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_violation_is_found(tmp_path: Path, name: str) -> None:
+    place, code, complaint = PLANTS[name]
+    package = skeleton(tmp_path / "amd_lightning")
+    assert violations(package) == []
+    with (package / place).open("a", encoding="utf-8") as file:
+        file.write(f"\n{code}\n")
+    assert violations(package) == [complaint]
+
+
+def distribution(library: str) -> str:
+    return {"hydra": "hydra-core"}.get(library, library.replace("_", "-"))
+
+
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    declared = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in PYPROJECT["project"]["dependencies"]}
+    used = {t.partition(".")[0] for file in module_names(PACKAGE).values() for t in imports(file, PACKAGE)}
+    libraries = used - set(sys.stdlib_module_names) - {PACKAGE.name}
+    assert {distribution(library) for library in libraries} - declared == set()
+
+
+def test_every_package_is_shipped() -> None:
+    here = {
+        ".".join(file.parent.relative_to(REPOSITORY).parts)
+        for file in module_names(PACKAGE).values()
+        if file.name == "__init__.py"
+    }
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == here | {"amd_lightning.conf"}
