@@ -7,19 +7,23 @@ out of range and options that the run would ignore, before anything is written.
 import difflib
 import itertools
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError
 
 from amd_lightning import conf_dir
 from amd_lightning.config import RunConfig, ignored_options, problems
@@ -29,20 +33,38 @@ ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 POINTS_CHECKED = 256
 """How many points of a sweep are checked before the first runs; each is checked again when it does."""
+HELP_WIDTH = 100
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
     """Refuse a command line of which any run would be refused.
 
+    An option without effect is refused in a single run. In a sweep it is where no point would use it: a
+    knob of one point's critic must not break the point beside it.
+
     Raises:
         ConfigError: lists every problem of every point of the sweep.
     """
     parsed = get_args_parser().parse_args(list(arguments))
-    if parsed.cfg or parsed.info or parsed.shell_completion or parsed.experimental_rerun or parsed.config_dir:
+    answered_by_hydra = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    other_root = ("experimental_rerun", "config_path", "config_name")
+    if any(getattr(parsed, flag) for flag in (*answered_by_hydra, *other_root)):
         return
+    multirun = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
+    if parsed.config_dir and not Path(parsed.config_dir).is_dir():
+        raise ConfigError([f"--config-dir {parsed.config_dir} is no directory"])
     found: dict[str, None] = {}
-    for point in itertools.islice(_points(parsed.overrides, parsed.multirun), POINTS_CHECKED):
-        found.update(dict.fromkeys(_point_problems(point, refuse_ignored=not parsed.multirun)))
+    ignored: list[dict[str, str]] = []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        refused = {text: words for text in parsed.overrides if (words := _misuse(text, multirun))}
+        usable = [text for text in parsed.overrides if text not in refused]
+        found.update(dict.fromkeys(refused.values()))
+        for point in itertools.islice(_points(usable, multirun), POINTS_CHECKED):
+            in_point, unused = _point_problems(point, refused, parsed.config_dir)
+            found.update(dict.fromkeys(in_point))
+            ignored.append(unused)
+    in_every_point = set.intersection(*(set(unused) for unused in ignored))
+    found.update((words, None) for key, words in ignored[0].items() if key in in_every_point)
     if found:
         raise ConfigError(list(found))
 
@@ -53,156 +75,315 @@ def validated(composed: DictConfig, overrides: Sequence[str], refuse_ignored: bo
     Args:
         composed: from Hydra, interpolations resolvable.
         overrides: of the command line.
-        refuse_ignored: whether an override without effect is a problem. In a sweep it is not: a knob of
-            one point's critic must not break the point beside it.
+        refuse_ignored: whether an override without effect is a problem.
 
     Raises:
         ConfigError: lists every problem.
     """
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, RunConfig)
-    found = problems(config)
-    if refuse_ignored:
-        found += ignored_options(config, _keys(overrides))
-    if found:
+    config, found = _typed(composed)
+    if config is not None and refuse_ignored:
+        found += ignored_options(config, _keys(overrides)).values()
+    if config is None or found:
         raise ConfigError(found)
     return config
 
 
-def knobs() -> str:
-    """Every knob in words: name, default, meaning and limits, and the options of every group."""
-    lines = [
-        "Distil a teacher language model into a student: a distance x a beta x a source of states.",
-        "",
-        "    python -m amd_lightning.run +experiment=samsum                         the demo, no network",
-        "    python -m amd_lightning.run +experiment=samsum objective=kd seed=1     another method",
-        "    python -m amd_lightning.run --multirun +experiment=samsum objective.beta=0,0.5,1",
-        "",
-        "Groups (choose with GROUP=OPTION):",
-    ]
-    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
-        options = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
-        plus = "+" if group.name in ("experiment", "sweep") else " "
-        lines.append(f"   {plus}{group.name + '=':<14}{options}")
-    lines += [
-        "",
-        "Knobs (set with KEY=VALUE); [...] is the default, (set by a group) where a file decides it:",
-    ]
-    lines += _section_lines(RunConfig, "")
-    lines += [
-        "",
-        "Hydra's own: hydra.run.dir=DIR (where the run goes), --multirun, --cfg job (print the composed",
-        "configuration), --hydra-help.",
-    ]
-    return "\n".join(lines)
+def _typed(composed: DictConfig) -> tuple[RunConfig | None, list[str]]:
+    """The configuration as typed values, None where some have none, and its problems."""
+    unknown = [_not_a_knob(key) for key in _unknown_keys(composed, RunConfig, "")]
+    if missing := sorted(OmegaConf.missing_keys(composed), key=lambda name: (name.count("."), name)):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return None, [*unknown, f"no value for {', '.join(missing[:3])}{more}: choose a scale and a pair"]
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, RunConfig)
+    return config, [*unknown, *problems(config)]
 
 
-def _section_lines(schema: type, prefix: str) -> Iterator[str]:
-    for knob in fields(schema):
-        name, meaning = prefix + knob.name, knob.metadata.get("meaning", "")
-        if isinstance(knob.type, type) and is_dataclass(knob.type):
-            yield f"\n  {name}: {meaning}"
-            yield from _section_lines(knob.type, name + ".")
-            continue
-        if knob.default_factory is not NO_DEFAULT:
-            default = str(knob.default_factory())
-        else:
-            default = "set by a group" if knob.default == "???" else str(knob.default)
-        limits = [
-            f"{sign} {knob.metadata[kind]}"
-            for kind, sign in (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
-            if kind in knob.metadata
-        ]
-        choices = knob.metadata.get("choices")
-        if isinstance(knob.type, type) and issubclass(knob.type, Enum):
-            choices = [option.value for option in knob.type]
-        notes = [*limits, *(["one of " + ", ".join(choices)] if choices else [])]
-        suffix = f" ({'; '.join(notes)})" if notes else ""
-        default = "(set by a group)" if default == "set by a group" else f"[{default}]"
-        yield f"    {name} {default}\n        {meaning}{suffix}"
+def _unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterator[str]:
+    """What was added with a plus: Hydra then lets pass what the schema doesn't have."""
+    sections = {knob.name: knob.type for knob in fields(schema)}
+    for name in map(str, node):
+        kind = sections.get(name)
+        if kind is None:
+            yield prefix + name
+        elif isinstance(kind, type) and is_dataclass(kind):
+            yield from _unknown_keys(node[name], kind, f"{prefix}{name}.")
+
+
+# -- the points of a command line ------------------------------------------------------------------
+
+
+def _parsed(text: str) -> Override:
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    return OverridesParser.create(config_loader=loader).parse_overrides([text])[0]
+
+
+def _misuse(text: str, multirun: bool) -> str | None:
+    """What is wrong with an override whatever the configuration, or None."""
+    try:
+        override = _parsed(text)
+    except HydraException:
+        return f"{text} cannot be read as KEY=VALUE; quote what is special to Hydra: \"KEY='VALUE'\""
+    if not override.key_or_group:
+        return f"{text} has no key: write KEY=VALUE"
+    if override.is_sweep_override() and not multirun:
+        return f"{text} is a sweep: add --multirun; a list is written [A,B], a text with commas 'A,B'"
+    if multirun and override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+        return f"{text} matches nothing"
+    if override.key_or_group == "output_dir":
+        return f"{text}: set hydra.run.dir=DIR instead (hydra.sweep.dir=DIR with --multirun)"
+    return None
 
 
 def _points(overrides: Sequence[str], multirun: bool) -> Iterator[list[str]]:
     """The overrides of every point of a sweep; of the one run where there is no sweep."""
     choices: list[list[str]] = []
     for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-            swept = multirun and override.is_sweep_override()
-        except HydraException:
-            swept = False  # refused below, with Hydra's own words
-        if swept:
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
+        override = _parsed(text)
+        key = override.get_key_element()
+        if not (multirun and override.is_sweep_override()):
             choices.append([text])
+        elif override.is_discrete_sweep():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:  # an interval has no points; one of its values stands for it
+            interval = override.value()
+            assert isinstance(interval, IntervalSweep)
+            choices.append([f"{key}={interval.start}"])
     return (list(point) for point in itertools.product(*choices))
 
 
-def _point_problems(overrides: list[str], refuse_ignored: bool) -> list[str]:
-    """All problems of one run: overrides that Hydra refuses, then those of the rest."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        refused: list[str] = []
-        try:
-            composed = _composed(overrides)
-        except (HydraException, OmegaConfBaseException) as first:
-            accepted: list[str] = []
-            for override in sorted(overrides, key=_is_value):  # groups first: they may bring a key into being
-                try:
-                    _composed([*accepted, override])
-                    accepted.append(override)
-                except (HydraException, OmegaConfBaseException) as error:
-                    refused.append(_in_words(override, error))
-            if not refused:
-                return [one_line(first)]
-            composed, overrides = _composed(accepted), accepted
-        try:
-            validated(composed, overrides, refuse_ignored)
-        except ConfigError as error:
-            refused += error.problems
-        except OmegaConfBaseException as error:
-            refused.append(one_line(error))
-    return refused
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that overrides set, those inside of {...} values written out."""
+
+    def inside(prefix: str, value: Any) -> Iterator[str]:
+        if not isinstance(value, dict):
+            yield prefix
+        for key in value if isinstance(value, dict) else ():
+            yield from inside(f"{prefix}.{key}", value[key])
+
+    parsed = [_parsed(text) for text in overrides]
+    return [
+        key
+        for override in parsed
+        for key in inside(override.key_or_group, override.value() if not override.is_delete() else None)
+    ]
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    composed = compose("config", overrides=["output_dir=.", *overrides])
-    OmegaConf.resolve(composed)
+# -- the problems of a point -----------------------------------------------------------------------
+
+
+def _point_problems(
+    overrides: list[str], refused: dict[str, str], config_dir: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """All problems of one run, and its options without effect by their key.
+
+    Args:
+        overrides: of the run.
+        refused: overrides that Hydra refuses, in words; those found here are added.
+        config_dir: the user's own options for the groups.
+    """
+    composed = _composed([text for text in overrides if text not in refused], config_dir)
+    if isinstance(composed, Exception):
+        for text in overrides:
+            if text not in refused and isinstance(error := _composed([text], config_dir), Exception):
+                refused[text] = _in_words(text, error)
+        composed = _composed([text for text in overrides if text not in refused], config_dir)
+    found = [refused[text] for text in overrides if text in refused]
+    if isinstance(composed, Exception):  # each is right by itself
+        return [*found, _in_words("", composed)], {}
+    config, more = _typed(composed)
+    accepted = [text for text in overrides if text not in refused]
+    return [*found, *more], ignored_options(config, _keys(accepted)) if config is not None else {}
+
+
+def _composed(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig | Exception:
+    """The configuration, or why there is none."""
+    fixed = ["output_dir=."]  # Hydra's own is known in a run alone
+    if config_dir:
+        fixed.append(f"hydra.searchpath=['file://{Path(config_dir).absolute()}']")
+    try:
+        composed = compose("config", overrides=[*fixed, *overrides])
+        OmegaConf.resolve(composed)
+    except Exception as error:  # beside its own, Hydra lets ValueErrors and those of its YAML reader pass
+        return error
     return composed
 
 
-def _is_value(override: str) -> bool:
-    return "/" not in override and "." in override.split("=")[0]
+def _in_words(text: str, error: Exception) -> str:
+    """Why Hydra refuses an override, in one line that names the remedy.
+
+    Args:
+        text: the override; "" if no single one is to blame.
+        error: of Hydra, OmegaConf or the YAML reader.
+    """
+    override = _parsed(text) if text else None
+    key, value = (override.key_or_group, override.value()) if override else ("", None)
+    loader = GlobalHydra.instance().config_loader()
+    said, why = str(error), str(error.__cause__ or error)
+    file = re.match(r"In '(.+?)'", said)
+    prefix = f"{file[1]}.yaml: " if file and file[1] != "config" else f"{text}: " if text else ""
+
+    option = re.search(r"Could not find '(.+)/([^/']*)'", said)
+    if option or (isinstance(error, ValueError) and loader.get_group_options(key)):
+        group, name = option.groups() if option else (key, str(value))
+        listed = re.search(r"Available options in '.+':\n((?:\t.+\n)+)", said)  # with those of --config-dir
+        known = listed[1].split() if listed else loader.get_group_options(group)
+        return f"{'' if group == key else prefix}{group}={name} is not an option; choose {', '.join(known)}"
+    if "To append to your default list use" in said and loader.get_group_options(key):
+        return f"{text} needs a plus: +{text.lstrip('+')}"
+    if "Multiple values for" in said:
+        return f"{text} is chosen already; leave out the plus: {text.lstrip('+')}"
+    if "does not support deletion" in why:
+        return f"{text}: a knob cannot be removed; leave this out and it takes its default"
+    where = re.search(r"full_key: (.*)|Could not override '(.+?)'", why)
+    place = re.sub(r"\[\d+\]$", "", where[1] or where[2] or "") if where else key
+    if isinstance(error.__cause__, ConfigKeyError) or re.search(r"Could not override|Key '.*' not in", said):
+        return (prefix if file else "") + _not_a_knob(place)
+    if file and place == "experiment":
+        return f"{prefix}its first line must be: # @package _global_"
+    expected = dict(_knobs(RunConfig, "")).get(place)
+    if expected is not None and re.search("convert|Invalid|not Optional|subclass", why):
+        what = text if text and place == key and not file else f"{prefix}{place}"
+        return f"{what} must be {_expected(expected)}"
+    return prefix + one_line(error)
 
 
-def _keys(overrides: Sequence[str]) -> list[str]:
-    return [override.split("=")[0].lstrip("+~") for override in overrides]
+def _not_a_knob(key: str) -> str:
+    if key.startswith("hydra."):
+        return f"{key} is not a setting of Hydra's; see --hydra-help"
+    known = [name for name, _ in _knobs(RunConfig, "")]
+    return f"{key} is not a knob{_meant(key, known) or '; see --help'}"
 
 
-def _in_words(override: str, error: Exception) -> str:
-    """A refused override in one line, with the key that was probably meant."""
-    text = one_line(error)
-    key = _keys([override])[0]
-    if re.search(r"is not in struct|not in 'RunConfig'|Key '.*' not in|Could not override", text):
-        known = list(_known_keys(RunConfig, "")) + [
-            path.name for path in Path(conf_dir()).iterdir() if path.is_dir()
-        ]
-        close = difflib.get_close_matches(key, known, n=1)
-        return f"{key} is not a knob" + (f"; did you mean {close[0]}?" if close else "; see --help")
-    return f"{override}: {text}"
+def _meant(name: str, known: Sequence[str]) -> str:
+    """ "; did you mean ...?", or nothing: the nearest name, or the knobs whose last part it nearly is."""
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.7):
+        return f"; did you mean {close[0]}?"
+    last = {known_name: known_name.rpartition(".")[2] for known_name in known}
+    close = difflib.get_close_matches(name.rpartition(".")[2], set(last.values()), n=1, cutoff=0.7)
+    places = [known_name for known_name in known if close and last[known_name] == close[0]]
+    return f"; did you mean {' or '.join(places)}?" if places else ""
 
 
-def _known_keys(schema: type, prefix: str) -> Iterator[str]:
+def _expected(kind: Any) -> str:
+    """The values that a knob of this type takes, in words."""
+    if isinstance(kind, UnionType):
+        return " or ".join("null" if part is type(None) else _expected(part) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return "a list of numbers, [A,B]" if get_args(kind) == (float,) else "a list, [A,B]"
+    if issubclass(kind, Enum):
+        return "one of " + ", ".join(option.value for option in kind)
+    if is_dataclass(kind):
+        return f"a group of knobs: {', '.join(knob.name for knob in fields(kind))}"
+    return {float: "a number", int: "a whole number", bool: "true or false"}.get(kind, "a text")
+
+
+def _knobs(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every knob and section."""
     for knob in fields(schema):
-        yield prefix + knob.name
+        yield prefix + knob.name, knob.type
         if isinstance(knob.type, type) and is_dataclass(knob.type):
-            yield from _known_keys(knob.type, f"{prefix}{knob.name}.")
+            yield from _knobs(knob.type, f"{prefix}{knob.name}.")
 
 
 def one_line(error: BaseException) -> str:
     """An error of Hydra's or OmegaConf's in one line; the cause's words where it has none of its own."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    noise = ("full_key:", "object_type=", "reference_type=", "See https://")
+    kept = [line for line in lines if line and not line.startswith(noise)]
     if not kept and error.__cause__ is not None:
         return one_line(error.__cause__)
     return " ".join(kept) or type(error).__name__
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def knobs() -> str:
+    """Every knob in words: name, default, meaning and limits, and the options of every group."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = _composed([])
+    config = _typed(composed)[0] if isinstance(composed, DictConfig) else None
+    lines = [
+        "Distil a teacher language model into a student: a distance x a beta x a source of states.",
+        "",
+        "  python -m amd_lightning.run +experiment=samsum                        the demo, no network",
+        "  python -m amd_lightning.run +experiment=samsum objective=kd seed=1    another method",
+        "  python -m amd_lightning.run --multirun +experiment=samsum objective.beta=0,0.5,1",
+        "",
+        "Groups (choose with GROUP=OPTION):",
+    ]
+    meanings = {knob.name: knob.metadata["meaning"] for knob in fields(RunConfig)}
+    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
+        options = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+        plus = "+" if group.name in ("experiment", "sweep") else " "
+        lines += _wrapped(options, first=f"   {plus}{group.name + '=':<14}", rest=" " * 18)
+        lines += _wrapped(meanings.get(group.name, ""), first=" " * 20, rest=" " * 20)
+    lines += [
+        "",
+        "Knobs (set with KEY=VALUE); [...] is the value without any override, of scale=demo. A group sets",
+        "several at once; --cfg job prints what a command line comes to.",
+        *_section_lines(config or RunConfig(), "", {}),
+        "",
+        "Hydra's own: hydra.run.dir=DIR (where the run goes; hydra.sweep.dir=DIR in a sweep), --multirun,",
+        "--cfg job, --info, --config-dir DIR (more options for the groups), --hydra-help.",
+    ]
+    return "\n".join(lines)
+
+
+def _section_lines(section: Any, prefix: str, explained: dict[type, tuple[str, Any]]) -> Iterator[str]:
+    """The knobs of a section, then its sections; one of a kind that was explained has its values alone."""
+    groups = [knob for knob in fields(section) if is_dataclass(getattr(section, knob.name))]
+    for knob in fields(section):
+        if knob in groups or (not prefix and knob.name in ("experiment", "scale", "output_dir")):
+            continue  # what is no knob: chosen as a group, or set by Hydra
+        yield f"    {prefix}{knob.name} {_default(getattr(section, knob.name))}"
+        yield from _wrapped(knob.metadata["meaning"] + _limits(knob), first=" " * 8, rest=" " * 8)
+    for knob in groups:
+        name, inner = prefix + knob.name, getattr(section, knob.name)
+        yield from ("", *_wrapped(f"{name}: {knob.metadata['meaning']}", first="  ", rest="    "))
+        if type(inner) not in explained:
+            explained[type(inner)] = (name, inner)
+            yield from _section_lines(inner, name + ".", explained)
+            continue
+        like, other = explained[type(inner)]
+        mine, theirs = _values(inner, ""), _values(other, "")
+        differing = [f"{key} {_default(mine[key])}" for key in mine if mine[key] != theirs[key]]
+        text = f"as {like}" + (f", with {', '.join(differing)}" if differing else "")
+        yield from _wrapped(text, first="    ", rest="    ")
+
+
+def _values(section: Any, prefix: str) -> dict[str, Any]:
+    """Dotted name -> value of every knob in a section."""
+    found: dict[str, Any] = {}
+    for knob in fields(section):
+        value = getattr(section, knob.name)
+        name = prefix + knob.name
+        found |= _values(value, name + ".") if is_dataclass(value) else {name: value}
+    return found
+
+
+def _limits(knob: Field[Any]) -> str:
+    limits = [
+        f"{sign} {knob.metadata[kind]}"
+        for kind, sign in (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
+        if kind in knob.metadata
+    ]
+    choices = knob.metadata.get("choices", ())
+    if isinstance(knob.type, type) and issubclass(knob.type, Enum):
+        choices = [option.value for option in knob.type]
+    notes = [*limits, *(["one of " + ", ".join(choices)] if choices else [])]
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _default(value: Any) -> str:
+    """A default as it would be written on the command line."""
+    if value is None or isinstance(value, bool):
+        return f"[{str(value).lower()}]".replace("none", "null")
+    return str(value).replace(" ", "") if isinstance(value, list) else f"[{value}]"
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, HELP_WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )

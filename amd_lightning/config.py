@@ -5,6 +5,7 @@ everything else that is wrong, at once, and `ignored_options` what was asked for
 effect. Values that a scale decides (sizes, budgets) have no default here: `conf/scale` owns them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
@@ -85,7 +86,7 @@ class WandbMode(StrEnum):
 
 
 def knob(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field with its meaning and its limits: `low`/`high` inclusive, `above`/`below` exclusive, `choices`."""
+    """A field with its meaning and limits: `low`, `high` inclusive, `above`, `below` exclusive, `choices`."""
     metadata = {"meaning": meaning, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -134,6 +135,9 @@ class ArchitectureConfig:
     num_layers: int = knob(2, "encoder layers", low=1)
     num_decoder_layers: int = knob(2, "decoder layers", low=1)
     num_heads: int = knob(4, "attention heads", low=1)
+    relative_attention_max_distance: int = knob(
+        128, "distance from which on all positions look equally far", low=1
+    )
     dropout_rate: float = knob(0.0, "dropout while training", low=0.0, below=1.0)
     feed_forward_proj: str = knob("gated-gelu", "feed-forward kind", choices=("relu", "gated-gelu"))
 
@@ -143,8 +147,8 @@ class ModelConfig:
     """One of the two models."""
 
     path: str | None = knob(None, "a model folder or hub id; null builds a T5 from `architecture`")
-    revision: str | None = knob(None, "of a hub model")
-    dtype: str = knob("float32", "of its weights", choices=("float32", "bfloat16"))
+    revision: str | None = knob(None, "revision of a hub model: branch, tag or commit")
+    dtype: str = knob("float32", "number type of its weights", choices=("float32", "bfloat16"))
     architecture: ArchitectureConfig = section(ArchitectureConfig, "the T5 to build where path is null")
 
 
@@ -152,7 +156,7 @@ class ModelConfig:
 class TokenizerConfig:
     """The tokenizer of a pair that is trained from scratch; a loaded teacher brings its own."""
 
-    vocabulary_size: int = knob(512, "byte-level BPE, trained on the training split", low=260)
+    vocabulary_size: int = knob(512, "of the tokenizer trained on the training split: its words where all fit, else byte-level BPE", low=260)
 
 
 @dataclass
@@ -165,7 +169,8 @@ class PairConfig:
     tokenizer: TokenizerConfig = section(TokenizerConfig, "shared by both")
     seed: int = knob(
         0,
-        "of teacher and student start (weights and data order); apart from `seed`, so that a sweep over seeds shares both",
+        "seed of teacher and student start (weights and data order); apart from `seed`, so that a sweep over "
+        "seeds shares both",
         low=0,
     )
 
@@ -213,7 +218,7 @@ class RolloutConfig:
     off_policy: Writer = knob(
         Writer.data, "off-policy responses: the data's, or the teacher's (sampled once, cached)"
     )
-    temperature: float = knob(1.0, "at which the student writes its own states", above=0.0)
+    temperature: float = knob(1.0, "temperature at which the student writes its own states", above=0.0)
 
 
 @dataclass
@@ -257,10 +262,12 @@ class EvaluationConfig:
     """How held-out prompts are answered; the same for validation and test."""
 
     num_beams: int = knob(1, "beams; 1 is greedy", low=1)
-    length_penalty: float = knob(1.0, "of beam search")
+    length_penalty: float = knob(
+        1.0, "exponent of the length that beam search divides a score by; above 0 favours long responses"
+    )
     batch_size: int = knob(64, "prompts decoded together", low=1)
     samples: int = knob(1, "responses sampled at temperature 1 for each prompt", low=1)
-    seed: int = knob(10, "of these samples", low=0)
+    seed: int = knob(10, "seed of these samples", low=0)
     metric: str = knob(
         "rouge_l",
         "what the run returns to a sweeper, measured on the validation split",
@@ -284,7 +291,9 @@ class TrainerConfig:
     """Lightning's trainer."""
 
     accelerator: str = knob("cpu", "where to train", choices=("cpu", "gpu", "auto"))
-    precision: str = knob("32-true", "of training", choices=("32-true", "bf16-true", "bf16-mixed"))
+    precision: str = knob(
+        "32-true", "numeric precision of training", choices=("32-true", "bf16-true", "bf16-mixed")
+    )
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
     log_every: int = knob(10, "updates between two rows of metrics.csv", low=1)
     validate_every: int = knob(
@@ -302,7 +311,7 @@ class WandbConfig:
         WandbMode.offline,
         "offline needs no account and no network (`wandb sync` sends it later); online; disabled",
     )
-    project: str = knob("amd_lightning", "project")
+    project: str = knob("amd_lightning", "the W&B project")
     entity: str | None = knob(None, "team or user; null is the account's default")
     group: str | None = knob(None, "runs to be compared; null is task/pair/scale")
     name: str | None = knob(None, "the run's name; null names distance, beta and seed")
@@ -332,7 +341,7 @@ class RunConfig:
     scale: str = knob(
         MISSING, "demo (generated text, two cores), laptop or paper: sizes, budgets and devices"
     )
-    seed: int = knob(0, "of distillation: data order, rollouts, critics", low=0)
+    seed: int = knob(0, "seed of distillation: data order, rollouts, critics", low=0)
     output_dir: str = knob(MISSING, "the run's directory; set hydra.run.dir=DIR instead")
     data: DataConfig = section(DataConfig, DataConfig.__doc__ or "")
     pair: PairConfig = section(PairConfig, PairConfig.__doc__ or "")
@@ -366,7 +375,8 @@ def _outside(value: Any, limits: Any) -> str | None:
     """What is wrong with a value, or None."""
     if "choices" in limits and value not in limits["choices"]:
         return f"is not one of {', '.join(limits['choices'])}"
-    # Written so that NaN, which compares false with everything, is outside of every range.
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
     inside = (
         ("low", lambda bound: value >= bound, "must be at least"),
         ("high", lambda bound: value <= bound, "must be at most"),
@@ -385,19 +395,21 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
     data, pair, optim = config.data, config.pair, config.optim
     if data.source is Source.files and data.path is None:
         yield "data.source=files needs data.path=DIR, a directory with train, valid and test files"
-    if data.source is not Source.files and data.path is not None:
-        yield f"data.path={data.path} would be ignored with data.source={data.source}; add data.source=files"
-    if data.source is not Source.hub and data.revision is not None:
-        yield f"data.revision={data.revision} would be ignored with data.source={data.source}"
     for name, model, stage in (
         ("teacher", pair.teacher, optim.teacher),
         ("student", pair.student, optim.student_start),
     ):
         key = "student_start" if name == "student" else "teacher"
         if model.path is None and stage.updates == 0:
-            yield f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; train it or set pair.{name}.path"
+            yield (
+                f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; "
+                f"train it or set pair.{name}.path"
+            )
     if pair.student.path is not None and pair.teacher.path is None:
-        yield "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher would not be the student's"
+        yield (
+            "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher "
+            "would not be the student's"
+        )
     if optim.student.updates == 0:
         yield "optim.student.updates=0 distils nothing"
     for key, stage in (
@@ -406,9 +418,11 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         ("student", optim.student),
     ):
         if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
-            yield f"optim.{key}.batch_size={stage.batch_size} is not divisible by optim.{key}.micro_batch_size={stage.micro_batch_size}"
+            micro = f"optim.{key}.micro_batch_size={stage.micro_batch_size}"
+            yield f"optim.{key}.batch_size={stage.batch_size} is not divisible by {micro}"
         if stage.updates and stage.warmup_updates >= stage.updates:
-            yield f"optim.{key}.warmup_updates={stage.warmup_updates} leaves nothing of optim.{key}.updates={stage.updates}"
+            updates = f"optim.{key}.updates={stage.updates}"
+            yield f"optim.{key}.warmup_updates={stage.warmup_updates} leaves nothing of {updates}"
     for key, optimiser in (
         ("teacher", optim.teacher),
         ("student_start", optim.student_start),
@@ -418,41 +432,69 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         if len(optimiser.betas) != 2:
             yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
     if config.evaluation.metric in ("accuracy", "sampled_accuracy") and data.source is not Source.embedded:
-        yield f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with data.source={data.source}; use rouge_l"
+        yield (
+            f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with "
+            f"data.source={data.source}; use rouge_l"
+        )
 
 
-def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> list[str]:
-    """Options that were asked for by name and that this run would ignore, one line each.
+def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> dict[str, str]:
+    """Options that were asked for by name and that this run would ignore, each with what to say about it.
 
     Args:
         config: the composed run.
         asked_for: the keys of the command line's overrides, such as "critic.steps" or "critic".
     """
-    objective, pair = config.objective, config.pair
-    not_moments = objective.distance is not Distance.moment_matching
-    rules = [
-        (not_moments, "critic", f"objective.distance={objective.distance}, which has no critic"),
-        (not_moments, "optim.critic", f"objective.distance={objective.distance}, which has no critic"),
-        (objective.beta == 1.0, "rollout.temperature", "objective.beta=1, which never samples the student"),
-        (objective.beta == 0.0, "rollout.off_policy", "objective.beta=0, which uses no off-policy states"),
-        (config.data.source is not Source.embedded, "data.seed", f"data.source={config.data.source}"),
-        (pair.teacher.path is not None, "pair.teacher.architecture", "pair.teacher.path"),
-        (pair.teacher.path is not None, "pair.tokenizer", "pair.teacher.path, which brings its tokenizer"),
-        (pair.student.path is not None, "pair.student.architecture", "pair.student.path"),
-        (pair.teacher.path is None, "pair.teacher.revision", "pair.teacher.path=null"),
-        (pair.student.path is None, "pair.student.revision", "pair.student.path=null"),
-        (config.logger.wandb.mode is WandbMode.disabled, "logger.wandb", "logger.wandb.mode=disabled"),
-        (not config.cache.enabled, "cache.dir", "cache=off"),
-        (config.evaluation.num_beams == 1, "evaluation.length_penalty", "evaluation.num_beams=1"),
-    ]
-    if not not_moments and config.critic.kind is CriticKind.closed_form:
-        rules += [
-            (True, key, "critic=closed_form, which learns nothing")
-            for key in ("critic.steps", "critic.rank", "optim.critic")
-        ]
-    found = []
-    for applies, prefix, reason in rules:
+    found = {}
+    for applies, prefix, reason, *remedy in _ignoring_rules(config):
         for key in asked_for:
-            if applies and (key == prefix or key.startswith(prefix + ".")) and key != "logger.wandb.mode":
-                found.append(f"{key} would be ignored with {reason}; leave it out")
+            if applies and (key == prefix or key.startswith(prefix + ".")) and key not in NEVER_IGNORED:
+                found[key] = (
+                    f"{key} would be ignored with {reason}; {remedy[0] if remedy else 'leave it out'}"
+                )
     return found
+
+
+NEVER_IGNORED = (
+    "logger.wandb.mode",
+    "optim.teacher.updates",
+    "optim.student_start.updates",
+)
+"""Each decides whether its neighbours are."""
+
+
+def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
+    """(whether it holds, the knob or section that is then ignored, why, a remedy if not to leave it out)."""
+    data, pair, objective, optim = config.data, config.pair, config.objective, config.optim
+    no_critic = f"objective.distance={objective.distance}, which has no critic"
+    not_moments = objective.distance is not Distance.moment_matching
+    closed_form = not not_moments and config.critic.kind is CriticKind.closed_form
+    for key in ("critic", "optim.critic"):
+        yield not_moments, key, no_critic
+    for key in ("critic.steps", "critic.rank", "optim.critic"):
+        yield closed_form, key, "critic=closed_form, which learns nothing"
+    yield objective.beta == 1.0, "rollout.temperature", "objective.beta=1, which never samples the student"
+    no_off_policy = "objective.beta=0, which uses no off-policy states"
+    yield objective.beta == 0.0, "rollout.off_policy", no_off_policy
+    teacher_writes = config.rollout.off_policy is Writer.teacher
+    yield objective.beta == 0.0 and teacher_writes, "rollout", no_off_policy
+    source = f"data.source={data.source}"
+    yield data.source is not Source.embedded, "data.seed", source
+    no_files, no_hub = data.source is not Source.files, data.source is not Source.hub
+    yield no_files and data.path is not None, "data.path", source, "add data.source=files"
+    yield no_hub and data.revision is not None, "data.revision", source
+    for name, model, stage in (
+        ("teacher", pair.teacher, "teacher"),
+        ("student", pair.student, "student_start"),
+    ):
+        yield model.path is not None, f"pair.{name}.architecture", f"pair.{name}.path={model.path}"
+        yield model.path is None, f"pair.{name}.revision", f"pair.{name}.path=null"
+        yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
+    brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"
+    yield pair.teacher.path is not None, "pair.tokenizer", brings
+    for name in ("teacher", "student_start", "student", "critic"):
+        constant = getattr(optim, name).schedule is Schedule.constant
+        yield constant, f"optim.{name}.final_share", f"optim.{name}.schedule=constant"
+    yield config.logger.wandb.mode is WandbMode.disabled, "logger.wandb", "logger.wandb.mode=disabled"
+    yield not config.cache.enabled, "cache.dir", "cache=off"
+    yield config.evaluation.num_beams == 1, "evaluation.length_penalty", "evaluation.num_beams=1"

@@ -1,7 +1,8 @@
 """Models and tokenizers: built from a config, loaded from a folder or the hub, saved for anybody to load."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,12 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import logging as transformers_logging
 
 from amd_lightning.cache import directory_digest
 from amd_lightning.data.sources import DEMO, hub_reachable
 from amd_lightning.errors import HubUnreachableError, ModelError
+from amd_lightning.initialisation import imitate_trained_attention
 from amd_lightning.policies import Policy
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,9 @@ def build_t5(
         decoder_start_token_id=tokenizer.pad_token_id,
         **architecture,
     )
-    return Policy(T5ForConditionalGeneration(config))
+    model = T5ForConditionalGeneration(config)
+    imitate_trained_attention(model)
+    return Policy(model)
 
 
 def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> Policy:
@@ -85,7 +90,8 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path
         pad_token_id=model.config.pad_token_id,
         max_new_tokens=max_tokens,
     )
-    model.save_pretrained(folder)
+    with _without_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -123,10 +129,12 @@ def _from_folder_or_hub(load: Callable[..., Loaded], path: str, revision: str | 
             raise ModelError(
                 f"there is no model folder {path}; give one that save_pretrained wrote, or a hub id"
             )
-        return _described(lambda: load(str(folder), local_files_only=True), path, what)
+        with _without_bars():
+            return _described(lambda: load(str(folder), local_files_only=True), path, what)
     options = {"revision": revision} if revision else {}
     try:
-        return load(path, local_files_only=True, **options)
+        with _without_bars():
+            return load(path, local_files_only=True, **options)
     except (OSError, ValueError):
         log.info("%s %s is not in the local cache: asking the hub", what, path)
     if not hub_reachable():
@@ -135,6 +143,18 @@ def _from_folder_or_hub(load: Callable[..., Loaded], path: str, revision: str | 
             f"pair.student.path=DIR), or {DEMO}"
         )
     return _described(lambda: load(path, **options), path, what)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars of transformers while local files are read or written; downloads keep theirs."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _described(load: Callable[[], Loaded], path: str, what: str) -> Loaded:

@@ -34,8 +34,8 @@ from amd_lightning.models import (
 )
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
-from amd_lightning.tracking import Validate, checkpoints, csv_logger
-from amd_lightning.training import StageSpec, TrainerSpec, fit, seed_for
+from amd_lightning.tracking import LastCheckpoint, Validate, csv_logger
+from amd_lightning.training import StageSpec, TrainerSpec, device_of, fit, seed_for
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,7 @@ class Pipeline:
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.outcome = Outcome()
+        self.device = device_of(spec.trainer.accelerator)
 
     def run(self) -> Outcome:
         """All stages; the student's model folder is `folder/student`."""
@@ -209,7 +210,7 @@ class Pipeline:
         if spec.stage.updates == 0 and spec.path is not None:
             policy = self._initial(spec)
             self.outcome.parameters[who] = policy.parameter_count
-            return policy, identity
+            return policy.to(self.device), {**identity, "dtype": spec.dtype}
 
         def make(folder: Path) -> None:
             L.seed_everything(seed, verbose=False)
@@ -239,7 +240,7 @@ class Pipeline:
         artifact = self._artifact(who, inputs, make)
         policy = load_policy(str(artifact.path), dtype=spec.dtype)
         self.outcome.parameters[who] = policy.parameter_count
-        return policy, artifact.key
+        return policy.to(self.device), artifact.key
 
     def _initial(self, spec: ModelSpec) -> Policy:
         """A model before its stage: loaded, with its vocabulary checked, or built with fresh weights."""
@@ -302,13 +303,17 @@ class Pipeline:
                 pad_id=self.tokenizer.pad_token_id,
                 folder=spec.folder,
                 loggers=self.outcome.loggers,
-                callbacks=[validate, checkpoints(spec.folder / "checkpoints", spec.trainer.checkpoint_every)],
+                callbacks=[
+                    validate,
+                    LastCheckpoint(spec.folder / "checkpoints", spec.trainer.checkpoint_every),
+                ],
             )
         save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
         self.outcome.parameters["student"] = student.parameter_count
         self.outcome.validation = validate.latest
         self.outcome.tokens = dict(module.tokens_seen)
-        return student
+        self.teacher.to(self.device)
+        return student.to(self.device)  # Lightning leaves what it trained on the CPU
 
     # -- evaluation ----------------------------------------------------------------------------
 

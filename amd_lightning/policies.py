@@ -101,19 +101,13 @@ class Policy(nn.Module):
         Returns:
             Ids [B, T] and mask [B, T]: True up to and including the first EOS.
         """
-        was_training = self.model.training
-        self.model.eval()
         choice = (
             {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             if sample
             else {"do_sample": False, "num_beams": num_beams, "length_penalty": length_penalty}
         )
-        generated = self.model.generate(
-            input_ids=prompt.input_ids,
-            attention_mask=prompt.attention_mask,
-            generation_config=self._generation_config(max_new_tokens=max_tokens, **choice),
-        )
-        self.model.train(was_training)
+        with self._generating(max_new_tokens=max_tokens, **choice):
+            generated = self.model.generate(input_ids=prompt.input_ids, attention_mask=prompt.attention_mask)
         response_ids = generated[:, 1:]  # what was decoded starts with the start token
         return response_ids, until_end(response_ids, self.end_ids)
 
@@ -123,15 +117,29 @@ class Policy(nn.Module):
         eos = self.model.config.eos_token_id
         return list(eos) if isinstance(eos, list | tuple) else [eos]
 
-    def _generation_config(self, **choice: object) -> GenerationConfig:
+    @contextmanager
+    def _generating(self, **choice: object) -> Iterator[None]:
+        """Evaluation mode and exactly these generation settings; what the model had comes back afterwards.
+
+        The model's own settings are taken off rather than passed over: `generate` fills every field that
+        it is not given from them, so a checkpoint's minimum length or repetition penalty (BART ships
+        both) would make samples of another policy than the one that is trained.
+        """
+        was_training, own_settings = self.model.training, self.model.generation_config
         config = self.model.config
-        return GenerationConfig(
+        self.model.generation_config = GenerationConfig(
             decoder_start_token_id=config.decoder_start_token_id,
             bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
             **choice,
         )
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.generation_config = own_settings
+            self.model.train(was_training)
 
     def _shifted(self, response_ids: Tensor) -> Tensor:
         """Decoder inputs: the start token, then the response without its last column."""

@@ -61,9 +61,10 @@ def token_weights(rollout: Rollout, beta: float, normalise: str) -> Tensor:
     responses of the sum over their tokens (Σ_t E, as the game is written). 0 outside the mask; a
     weighted sum over all tokens, however they are cut into micro-batches, is the loss.
     """
-    weight = torch.zeros(rollout.response_mask.shape, device=rollout.response_mask.device)
+    # float32 whatever torch's default, which precision=bf16-true lowers: the shares must add up to 1.
+    weight = torch.zeros_like(rollout.response_mask, dtype=torch.float32)
     for source, share in ((rollout.off_policy, beta), (~rollout.off_policy, 1.0 - beta)):
         counted = rollout.response_mask & source.unsqueeze(-1)
         units = counted.sum() if normalise == "token" else counted.any(-1).sum()
-        weight = torch.where(counted, share / units.clamp(min=1), weight)
+        weight = torch.where(counted, share / units.clamp(min=1).float(), weight)
     return weight

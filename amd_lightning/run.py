@@ -6,7 +6,9 @@ run's directory. Returns the validation metric that a sweeper optimises.
 
 import logging
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ log = logging.getLogger("amd_lightning")
 OWN_FILES = ("config.yaml", "run.log")
 """What a run writes before its first stage."""
 
+NO_DIRECTORY = "the run's directory cannot be used ({}); set hydra.run.dir=DIR or hydra.sweep.dir=DIR"
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
 
 def main() -> None:
     """Run what the command line says; an error that the user can mend is one line, and status 1."""
@@ -42,15 +48,33 @@ def main() -> None:
         hydra_main()
         if _refusals:
             raise _refusals[0]
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; finished stages are in the cache, the last checkpoint under checkpoints/")
+        sys.stderr.write("interrupted; stages that were finished are in the cache and are not made again\n")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        words = _in_words(error)
+        if words is None:
+            raise
+        sys.exit(f"error: {words}")
 
 
+def _in_words(error: Exception) -> str | None:
+    """What to say of an error; None for a bug of ours, which keeps its traceback."""
+    if _failed_points:
+        return "\n  - ".join([f"{len(_failed_points)} of the sweep's points failed:", *_failed_points])
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error)
+    if isinstance(error, OSError) and not _begun:
+        return NO_DIRECTORY.format(error)
+    return None
+
+
+# What Hydra, which calls `hydra_main`, does not hand back to `main`.
+_begun: list[str] = []
 _refusals: list[UserError] = []
+_failed_points: list[str] = []
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
@@ -58,17 +82,27 @@ def hydra_main(composed: DictConfig) -> float | None:
     """One run, or one point of a sweep."""
     state = HydraConfig.get()
     overrides = list(state.overrides.task)
-    config = validated(composed, overrides, refuse_ignored=state.mode is RunMode.RUN)
-    plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    assert isinstance(plain, dict)
-    command = "python -m amd_lightning.run " + " ".join(overrides)
+    single = state.mode is RunMode.RUN
+    folder = Path(state.runtime.output_dir)
+    _begun.append(folder.name)
     try:
-        return run(config, plain, command)
+        config = validated(composed, overrides, refuse_ignored=single)
+        plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        assert isinstance(plain, dict)
+        return run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *overrides]))
     except UserError as error:
-        if state.mode is RunMode.MULTIRUN:
-            raise  # Hydra marks the point as failed and goes on with the next
-        _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
-        return None
+        if single:
+            _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
+            return None
+        _failed_points.append(f"{folder.name}: {error}")
+        raise  # Hydra marks the point as failed and goes on with the next
+    except Exception as error:
+        if not single:
+            traceback.print_exc()  # Hydra keeps the first point's alone, for the end of the sweep
+            _failed_points.append(f"{folder.name}: {type(error).__name__}: {error}")
+        raise
+    finally:
+        _remove_empty(folder)
 
 
 def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:
@@ -82,16 +116,24 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
     Returns:
         `evaluation.metric` on the validation split after the last update.
     """
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    handlers = _start_log(folder)
+    folder = Path(config.output_dir).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        was_empty = not any(folder.iterdir())
+        handlers = _start_log(folder)
+    except OSError as error:
+        raise UserError(NO_DIRECTORY.format(error)) from error
     try:
         return _run(config, without_secrets(plain), command, folder)
+    except BaseException:
+        log.debug("the run stopped here", exc_info=True)
+        raise
     finally:
         for handler in handlers:
             handler.close()
             logging.getLogger().removeHandler(handler)
-        _remove_if_nothing_ran(folder)
+        if was_empty:
+            _remove_if_nothing_ran(folder)
 
 
 def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -> float | None:
@@ -107,11 +149,16 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
     from amd_lightning.training import quiet_libraries
 
     _say_what_it_is(config)
+    if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
+        raise UserError("trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
     quiet_libraries()
-    outcome = Pipeline(build(config, plain)).run()
+    try:
+        outcome = Pipeline(build(config, plain)).run()
+    except SystemExit as stopped:  # what Lightning makes of Ctrl-C while it trains
+        raise KeyboardInterrupt from stopped
     results = assemble(outcome, describe(config, command))
     write(folder, results, outcome)
     figures = [draw_curves(folder), draw_models(folder)]
@@ -120,7 +167,9 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
     console = Console()
     console.print(models_table(results))
     console.print(
-        f"Everything lies in {folder}: results.json, metrics.csv, predictions.jsonl, figures/, student/"
+        f"Everything lies in {folder}: results.json, metrics.csv, predictions.jsonl, figures/, student/",
+        markup=False,
+        soft_wrap=True,
     )
     return outcome.validation.get(config.evaluation.metric)
 
@@ -154,7 +203,8 @@ def without_secrets(plain: Mapping[Any, Any]) -> dict[str, Any]:
     def cleaned(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {inner: cleaned(str(inner), item) for inner, item in value.items()}
-        secret = any(word in key.lower() for word in ("api_key", "password", "secret", "access_token"))
+        words = ("api_key", "apikey", "password", "secret")
+        secret = any(word in key.lower() for word in words) or key.lower().endswith("token")
         return "***" if secret and value is not None else value
 
     return {str(key): cleaned(str(key), value) for key, value in plain.items()}
@@ -164,15 +214,14 @@ def _say_what_it_is(config: RunConfig) -> None:
     real = f"python -m amd_lightning.run +experiment={config.experiment}"
     if config.data.source is Source.embedded:
         log.info(
-            "This is the DEMO: generated text%s. The real data: %s scale=laptop data.source=files data.path=DIR "
-            "(or data.source=hub); the paper's setting: %s scale=paper",
+            "This is the DEMO: generated text%s. The real data: %s scale=laptop data.source=files "
+            "data.path=DIR (or data.source=hub); the paper's setting: %s scale=paper",
             " and two small models trained from scratch" if config.pair.teacher.path is None else "",
             real,
             real,
         )
     log.info(
-        "%s on %s: %s, beta %g, seed %d -> %s",
-        config.experiment,
+        "%s: %s, beta %g, seed %d -> %s",
         config.data.task,
         config.objective.distance,
         config.objective.beta,
@@ -183,12 +232,17 @@ def _say_what_it_is(config: RunConfig) -> None:
 
 def _start_log(folder: Path) -> list[logging.Handler]:
     """The console (stderr) and run.log."""
-    from rich.console import Console
-    from rich.logging import RichHandler
+    console: logging.Handler = logging.StreamHandler()  # in a log file lines are not folded
+    console.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
 
-    console = RichHandler(
-        console=Console(stderr=True), show_path=False, show_level=False, log_time_format="[%H:%M:%S]"
-    )
+        terminal = Console(stderr=True)
+        console = RichHandler(
+            console=terminal, show_path=False, show_level=False, log_time_format="[%H:%M:%S]"
+        )
+    console.setLevel(logging.INFO)
     file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [console, file]
@@ -196,7 +250,7 @@ def _start_log(folder: Path) -> list[logging.Handler]:
     root.setLevel(logging.WARNING)
     for handler in handlers:
         root.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)  # tracebacks of errors that main says in one line; to run.log alone
     return handlers
 
 
@@ -207,6 +261,17 @@ def _remove_if_nothing_ran(folder: Path) -> None:
     for name in OWN_FILES:
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the directory if it is empty, and what is left empty above it in the default layout, runs/."""
+    layout = Path.cwd() / "runs"
+    above = [parent for parent in folder.parents if parent.is_relative_to(layout)]
+    for path in (folder, *above):
+        if path.is_dir():
+            if any(path.iterdir()):
+                return
+            path.rmdir()
 
 
 if __name__ == "__main__":

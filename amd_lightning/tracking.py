@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from amd_lightning.errors import UserError
@@ -21,12 +21,12 @@ from amd_lightning.modules.base import DistillationModule
 log = logging.getLogger(__name__)
 
 SHOWN = {
-    "loss": "train/loss",
-    "gap off": "train/moment_gap_off",
-    "gap on": "train/moment_gap_on",
-    "2TV on": "train/tv_on",
+    "loss": ("train/loss", 1.0),
+    "gap off": ("train/moment_gap_off", 1.0),
+    "gap on": ("train/moment_gap_on", 1.0),
+    "2TV on": ("train/tv_on", 2.0),
 }
-"""What progress shows, by the name that it shows."""
+"""What progress shows: name -> (metric, factor)."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,12 @@ def wandb_logger(folder: Path, settings: WandbSettings) -> WandbLogger | None:
         return None
     import wandb  # half a second, and not needed where it is disabled
 
+    offline = settings.mode == "offline"
     try:
-        logger = WandbLogger(
-            save_dir=folder,
+        # By ourselves: WandbLogger's own call passes an option that W&B warns about, and takes over a run
+        # that an earlier, failed point of a sweep left open.
+        run = wandb.init(
+            dir=folder,
             project=settings.project,
             entity=settings.entity,
             group=settings.group,
@@ -68,10 +71,10 @@ def wandb_logger(folder: Path, settings: WandbSettings) -> WandbLogger | None:
             name=settings.name,
             tags=list(settings.tags),
             config=dict(settings.config),
-            offline=settings.mode == "offline",
-            settings=wandb.Settings(silent=True, console="off", x_disable_meta=settings.mode == "offline"),
+            mode="offline" if offline else "online",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=offline, disable_git=offline),
         )
-        run = logger.experiment
     except wandb.errors.Error as error:
         raise UserError(
             f"W&B refuses mode=online ({' '.join(str(error).split())[:200]}): log in with `wandb login`, or leave "
@@ -79,7 +82,11 @@ def wandb_logger(folder: Path, settings: WandbSettings) -> WandbLogger | None:
         ) from error
     run.define_metric("update")
     run.define_metric("*", step_metric="update")
-    return logger
+    return WandbLogger(save_dir=folder, experiment=run)
+
+
+def _shown(latest: Mapping[str, float]) -> dict[str, float]:
+    return {name: factor * latest[key] for name, (key, factor) in SHOWN.items() if key in latest}
 
 
 class StageBar(RichProgressBar):
@@ -93,8 +100,7 @@ class StageBar(RichProgressBar):
         return self.stage
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        latest = getattr(pl_module, "latest", {})
-        return {name: latest[key] for name, key in SHOWN.items() if key in latest}
+        return _shown(getattr(pl_module, "latest", {}))
 
 
 class StageLines(Callback):
@@ -115,9 +121,7 @@ class StageLines(Callback):
         if update % max(1, updates // 10) and update != updates:
             return
         rate = update / (time.perf_counter() - self._started)
-        values = [
-            f"{name} {pl_module.latest[key]:.3f}" for name, key in SHOWN.items() if key in pl_module.latest
-        ]
+        values = [f"{name} {value:.3f}" for name, value in _shown(pl_module.latest).items()]
         log.info("%s: update %d/%d, %.1f updates/s, %s", self.stage, update, updates, rate, ", ".join(values))
 
 
@@ -147,15 +151,27 @@ class Validate(Callback):
             pl_module.student.train()
 
 
-def checkpoints(folder: Path, every: int) -> ModelCheckpoint:
-    """`folder/last.ckpt`: every so many updates, at the end, and when the run stops by an exception."""
-    return ModelCheckpoint(
-        folder,
-        filename="last",
-        every_n_train_steps=every,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
+class LastCheckpoint(Checkpoint):
+    """`folder/last.ckpt`: every so many updates, after the last, and when the run stops by an exception.
+
+    Lightning's ModelCheckpoint would leave out the updates after the last multiple of `every`.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path = folder / "last.ckpt"
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if pl_module.update % self.every == 0 or pl_module.update == pl_module.updates:
+            trainer.save_checkpoint(self.path)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 def finish(
@@ -182,7 +198,7 @@ def finish(
             run.summary.update({f"cost/seconds/{k}": v for k, v in results["cost"]["seconds"].items()})
             run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
             run.log({"test/responses": _response_table(predictions)})
-            run.finish(exit_code=0, quiet=True)
+            run.finish(exit_code=0)
 
 
 def _response_table(predictions: Mapping[str, Sequence[Mapping[str, Any]]], rows: int = 50) -> Any:

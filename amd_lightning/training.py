@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
 
 from amd_lightning.data.datamodule import DistillationDataModule
@@ -68,19 +69,28 @@ def fit(
         # One worker reads lists that are in memory; there is nothing to gain from more.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+        # Lightning's own call of a torch function.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         L.Trainer(
             accelerator=trainer.accelerator,
             devices=1,
             precision=trainer.precision,
             max_epochs=1,
             logger=list(loggers) or False,
+            log_every_n_steps=1,  # the module logs by itself, as often as `log_every` says
             callbacks=[*progress, *callbacks],
-            enable_checkpointing=any("Checkpoint" in type(callback).__name__ for callback in callbacks),
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, StageBar) for callback in progress),
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
         ).fit(module, datamodule=data)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where policies respond and are measured outside of the trainer: the first CUDA device, or the CPU."""
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", 0) if gpu else torch.device("cpu")
 
 
 def seed_for(stage: str, seed: int) -> int:

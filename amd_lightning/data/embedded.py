@@ -25,13 +25,12 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 PHRASES: dict[str, tuple[str, ...]] = {
-    "hi": ("Hi {other}!", "Hey {other}!", "Hello!", "Hi!"),
-    "chat": ("How are you?", "It is so hot.", "I am so tired.", "I just woke up.", "", "", "", ""),
-    "no": ("Sorry, I am busy.", "No, I have to work.", "Hm, I can not."),
-    "far": ("No, it is too far.", "Sorry, it is closed.", "Hm, not there."),
-    "or": ("How about", "What about", "Why not"),
-    "yes": ("Perfect!", "Ok, great!", "Yes!", "Sure!"),
-    "bye": ("See you!", "Thanks!", "Bye!", "You are the best!"),
+    "chat": ("How are you?", "It is so hot.", "I am so tired.", "I just woke up.", "My week was long.", "", "", ""),
+    "can_not": ("Sorry, I can not.", "Sorry, no.", "I am afraid not."),  # the one who does something refuses
+    "no_thanks": ("No, thank you.", "Thanks, but no.", "Better not."),  # the one it is done for refuses
+    "or": ("How about", "What about", "But what about"),
+    "deal": ("Ok, see you!", "Sure, no problem!", "Deal, bye!"),
+    "thanks": ("Thanks, great!", "Thank you so much!", "You are the best!"),
 }
 
 
@@ -49,21 +48,22 @@ MEET = Scene(
     slots=("day", "not_day", "place", "not_place"),
     scripts=(
         (
-            ("a", "{hi} {chat} Shall we meet {not_day}?"),
-            ("b", "{no} {or} {day}?"),
-            ("a", "{yes} At {place}?"),
-            ("b", "{yes} {bye}"),
+            ("a", "Shall we meet at {place} {not_day}? {chat}"),
+            ("b", "{no_thanks} {or} {day}?"),
+            ("a", "{deal} {chat}"),
         ),
         (
-            ("a", "{hi} Shall we meet {day}? {or} {not_place}?"),
-            ("b", "{far} {or} {place}?"),
-            ("a", "{yes} {chat} {bye}"),
+            ("a", "Shall we meet at {not_place} {day}? {chat}"),
+            ("b", "{no_thanks} {or} {place}?"),
+            ("a", "{deal} {chat}"),
         ),
     ),
     references=(
-        ("{a} and {b} will meet at {place} {day}.", 5),
-        ("{a} will meet {b} at {place} {day}.", 3),
-        ("{b} will meet {a} {day} at {place}.", 2),
+        ("{a} and {b} will meet at {place} {day}.", 8),
+        ("{a} will meet {b} at {place} {day}.", 6),
+        ("{b} will meet {a} at {place} {day}.", 4),
+        ("{a} and {b} are meeting {day} at {place}.", 3),
+        ("{b} and {a} will meet at {place} {day}.", 2),
         ("{b} and {a} are meeting {day} at {place}.", 1),
     ),
 )
@@ -72,20 +72,20 @@ BRING = Scene(
     slots=("food", "not_food", "day", "not_day"),
     scripts=(
         (
-            ("a", "{hi} I made {food}. {chat} Can I bring you some {not_day}?"),
-            ("b", "{no} {or} {day}?"),
-            ("a", "{yes} {bye}"),
+            ("a", "Shall I bring you {food} {not_day}? {chat}"),
+            ("b", "{no_thanks} {or} {day}?"),
+            ("a", "{deal} {chat}"),
         ),
         (
-            ("b", "{hi} {chat} Can you bring me {not_food} {day}?"),
-            ("a", "Sorry, I have no {not_food}. {or} {food}?"),
-            ("b", "{yes} {bye}"),
+            ("b", "Can you bring me {not_food} {day}? {chat}"),
+            ("a", "{can_not} {or} {food}?"),
+            ("b", "{thanks} {chat}"),
         ),
     ),
     references=(
         ("{a} will bring {b} {food} {day}.", 5),
+        ("{b} gets {food} from {a} {day}.", 3),
         ("{a} will bring {food} to {b} {day}.", 2),
-        ("{b} will get {food} from {a} {day}.", 3),
         ("{b} gets {a}'s {food} {day}.", 1),
     ),
 )
@@ -94,21 +94,21 @@ RIDE = Scene(
     slots=("time", "not_time", "place", "not_place"),
     scripts=(
         (
-            ("b", "{hi} {chat} Can you pick me up at {place} at {not_time}?"),
-            ("a", "{no} {or} at {time}?"),
-            ("b", "{yes} {bye}"),
+            ("b", "Can you pick me up at {place} at {not_time}? {chat}"),
+            ("a", "{can_not} {or} {time}?"),
+            ("b", "{thanks} {chat}"),
         ),
         (
-            ("a", "{hi} {chat} I can pick you up at {time}. Are you at {not_place}?"),
-            ("b", "No, I am at {place}."),
-            ("a", "{yes} {bye}"),
+            ("a", "Shall I pick you up at {not_place} at {time}? {chat}"),
+            ("b", "{no_thanks} {or} {place}?"),
+            ("a", "{deal} {chat}"),
         ),
     ),
     references=(
         ("{a} will pick {b} up at {place} at {time}.", 5),
-        ("{a} will drive {b} home from {place} at {time}.", 3),
-        ("{b} will wait for {a} at {place} at {time}.", 2),
-        ("{b} gets a ride from {a} at {time} from {place}.", 1),
+        ("{b} gets a ride from {a} at {place} at {time}.", 3),
+        ("{a} will come for {b} at {time} at {place}.", 2),
+        ("{b} waits for {a} at {place} at {time}.", 1),
     ),
 )
 
@@ -116,19 +116,19 @@ HELP = Scene(
     slots=("chore", "not_chore", "day", "not_day"),
     scripts=(
         (
-            ("b", "{hi} {chat} Can you help me with {chore} {not_day}?"),
-            ("a", "{no} {or} {day}?"),
-            ("b", "{yes} {bye}"),
+            ("b", "Can you help me with {chore} {not_day}? {chat}"),
+            ("a", "{can_not} {or} {day}?"),
+            ("b", "{thanks} {chat}"),
         ),
         (
-            ("a", "{hi} {chat} Do you need help with {not_chore}?"),
-            ("b", "No, but I need help with {chore}."),
-            ("a", "{yes} I can come {day}. {bye}"),
+            ("a", "Shall I help you with {not_chore} {day}? {chat}"),
+            ("b", "{no_thanks} {or} {chore}?"),
+            ("a", "{deal} {chat}"),
         ),
     ),
     references=(
         ("{a} will help {b} with {chore} {day}.", 5),
-        ("{b} will get help with {chore} from {a} {day}.", 3),
+        ("{b} gets help with {chore} from {a} {day}.", 3),
         ("{a} will come {day} to help {b} with {chore}.", 2),
         ("{b} needs help with {chore} and {a} will come {day}.", 1),
     ),

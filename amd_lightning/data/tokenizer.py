@@ -1,33 +1,47 @@
-"""The tokenizer of a pair that is trained from scratch: byte-level BPE learnt from the training split."""
+"""The tokenizer of a pair that is trained from scratch, learnt from the training split."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 """T5's special tokens; their ids are 0, 1 and 2, as in T5."""
+SPECIAL = [AddedToken(token, special=True) for token in (PAD, EOS, UNK)]
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary that writes any text (bytes are its letters) and ends every text with EOS.
+def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """Learn a vocabulary of at most `vocabulary_size` tokens; every text ends with EOS.
+
+    Where all words of the corpus fit into it, every word is a token and nothing else is: a closed corpus, such
+    as a generated one, needs no pieces, and a small model need not learn to avoid them. Otherwise byte-level
+    BPE, which writes any text.
 
     Args:
         texts: prompts and responses of the training split, template included.
-        vocabulary_size: at most so many tokens; a small corpus may give fewer.
+        vocabulary_size: special tokens included; BPE needs 259 for its alphabet of bytes.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
+    # A line is split off first, so that its first word is the same token as in the middle of a line: the name
+    # of a speaker and the name in a summary are one.
+    pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
+    words = Counter(word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text))
+    if len(words) <= vocabulary_size - len(SPECIAL):
+        tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
+        trainer = trainers.WordLevelTrainer(vocab_size=vocabulary_size, special_tokens=SPECIAL)
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+        trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
-            special_tokens=[AddedToken(token, special=True) for token in (PAD, EOS, UNK)],
+            special_tokens=SPECIAL,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
-        ),
-    )
+        )
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(" \n ", "\n")])
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),

@@ -81,7 +81,7 @@ class AdversarialModule(DistillationModule):
                 part = self.critic_loss(tokens, log_p, log_q)
                 self.manual_backward(part)
                 loss += part.item()
-            norm = self._step(optimizer, self.critics, loss, "the critics' loss")
+            norm = self._step(optimizer, self.critics, loss, self.critic_optimisation.clip_norm, "critic")
         return {"critic/loss": loss, "critic/grad_norm": norm}
 
     def token_terms(self, tokens: Tokens, diagnose: bool) -> dict[str, Tensor]:
@@ -97,4 +97,5 @@ class AdversarialModule(DistillationModule):
         if self.critics.learns:
             critic_optimizer = self.critic_optimisation.optimizer(self.critics.parameters())
             optimizers.append(critic_optimizer)
+            schedulers.append(self.critic_optimisation.scheduler(critic_optimizer, self.updates))
         return optimizers, schedulers

@@ -5,6 +5,7 @@ student's own where β < 1), weighs their tokens once, cuts them into micro-batc
 student step; subclasses say what the loss of packed tokens is, and what moves before the student.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -112,8 +113,11 @@ class DistillationModule(L.LightningModule):
             self.manual_backward(part)
             loss += part.item()
             means.add(tokens, terms)
-        norm = self._step(optimizer, self.student, loss, "the student's loss")
-        return {"train/loss": loss, "train/grad_norm": norm, **means.metrics(), **critic_metrics}
+        metrics = {"train/loss": loss, "train/learning_rate": optimizer.param_groups[0]["lr"]}
+        metrics["train/grad_norm"] = self._step(
+            optimizer, self.student, loss, self.optimisation.clip_norm, "student"
+        )
+        return metrics | means.metrics() | critic_metrics
 
     def _pack(self, micro: Batch, keep_graph: bool) -> Tokens:
         """The packed tokens of a micro-batch: one student forward, and the only teacher forward."""
@@ -141,7 +145,6 @@ class DistillationModule(L.LightningModule):
         self.latest = {
             "update": self.update,
             **metrics,
-            "train/learning_rate": self._optimizers()[0].param_groups[0]["lr"],
             "time/seconds": now - self._started_at,
             "time/updates_per_second": rate,
         }
@@ -163,25 +166,32 @@ class DistillationModule(L.LightningModule):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _step(self, optimizer: Any, network: nn.Module, loss: float, term: str) -> float:
+    def _schedulers(self) -> list[Any]:
+        schedulers = self.lr_schedulers()
+        return schedulers if isinstance(schedulers, list) else [schedulers]
+
+    def _step(self, optimizer: Any, network: nn.Module, loss: float, clip_norm: float, who: str) -> float:
         """Clip and step, unless the loss or a gradient is not finite. Returns the norm before clipping.
 
+        Args:
+            clip_norm: largest gradient norm, 0 for no clipping.
+            who: "student" or "critic".
+
         Raises:
-            NonFiniteError: names the update and the term; no weight has been touched.
+            NonFiniteError: names the update and the term; no weight of `network` has been touched.
         """
-        limit = self.optimisation.clip_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), limit))
-        for value, what in ((loss, term), (norm, f"the gradient of {term}")):
-            if not torch.isfinite(torch.tensor(value)):
+        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm or math.inf))
+        for value, what in ((loss, f"the {who} loss"), (norm, f"the gradient of the {who} loss")):
+            if not math.isfinite(value):
                 raise NonFiniteError(
-                    f"{what} is {value} at update {self.update + 1}; the weights of update {self.update} "
-                    "are kept under checkpoints/. Lower the learning rate or clip harder "
-                    "(optim.student.clip_norm)"
+                    f"{what} is {value} at update {self.update + 1}, which was not made; lower the learning "
+                    f"rate or the clip_norm of the {who} (while distilling, the weights of update "
+                    f"{self.update} are in checkpoints/last.ckpt)"
                 )
         if optimizer is self._optimizers()[0]:
             optimizer.step()
-            scheduler = self.lr_schedulers()
-            (scheduler[0] if isinstance(scheduler, list) else scheduler).step()
+            for scheduler in self._schedulers():  # the student's and the critics': both count updates
+                scheduler.step()
         else:
             # Straight to the strategy: a LightningOptimizer's step would count as a global step, and
             # `trainer.global_step` is to count student updates alone.
@@ -191,11 +201,11 @@ class DistillationModule(L.LightningModule):
     # -- Lightning's hooks ---------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        self.student.train()  # `from_pretrained` gives a model in evaluation mode
         if self.teacher is not None:
             self.teacher.to(self.device)
 
     def on_train_start(self) -> None:
-        self.student.train()
         self._started_at = self._logged_at = time.perf_counter()
         self._logged_update = self.update
 

@@ -3,7 +3,8 @@
 train/loss              the weighted sum that the student descends, nats a token for kl, rkl and nll
 train/moment_gap_off    Σ_a (p − q) f, mean over the batch's off-policy tokens, with the run's own
 train/moment_gap_on     critic; with the closed form (alpha .5, ridge 2) where a method has none
-train/tv_off, tv_on     total variation between teacher and student, mean over those tokens, 0..1
+train/tv_off            total variation between teacher and student, mean over those tokens, 0..1
+train/tv_on             (half the L1 distance)
 train/gap_over_tv       moment gap / 2TV over all tokens: how near the critic is to the best one
                         that is bounded by 1
 train/critic_abs        mean |f| under the mean of teacher and student

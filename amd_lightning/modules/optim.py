@@ -32,7 +32,9 @@ class Optimisation:
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> AdamW:
         """AdamW over the parameters that learn."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        return AdamW(trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        return AdamW(
+            trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
 
     def scheduler(self, optimizer: AdamW, updates: int) -> LambdaLR:
         """The schedule over `updates` updates."""

@@ -1,9 +1,8 @@
 """A small stand-in for the hub on a local port: the part of its HTTP API that `datasets` really calls.
 
-`HubStub(files)` serves one data set, whatever id it is asked for, and records every request. `behaviour`
-says how it answers: "serve", "hang" (accepts, never answers), "drip" (one header byte now and then),
-"stall" (serves the API and hangs when a file's content is asked for), "cut" (announces a file's whole
-length, sends half of it), or an HTTP status to refuse everything with.
+`HubStub(files)` serves one data set, whatever id it is asked for, and records every request. `behaviour` says
+how it answers: "serve", "hang" (accepts, never answers), "drip" (one byte now and then), "cut" (announces a
+file's whole length, sends half of it), or an HTTP status to refuse everything with.
 """
 
 import hashlib
@@ -99,9 +98,6 @@ def _handler(stub: HubStub) -> type[BaseHTTPRequestHandler]:
             content = stub.files.get(revision_and_name[1])
             if content is None:
                 self._refuse(404, "EntryNotFound")
-                return
-            if stub.behaviour == "stall" and self.command == "GET":
-                stub.closing.wait(60)
                 return
             self.send_response(200)
             self.send_header("ETag", f'"{_etag(content)}"')

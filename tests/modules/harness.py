@@ -1,0 +1,167 @@
+"""Modules over tiny policies, trained for a few updates; what each optimizer step saw is recorded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from helpers import PAD, VOCABULARY, t5, tokenised
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from amd_lightning.critics import (
+    ClosedFormCritic,
+    CriticHead,
+    CriticPair,
+    LearnedCritic,
+    QCritic,
+    ResidualCritic,
+)
+from amd_lightning.modules.adversarial import AdversarialModule
+from amd_lightning.modules.base import DistillationModule
+from amd_lightning.modules.divergence import DivergenceModule
+from amd_lightning.modules.optim import Optimisation
+from amd_lightning.policies import Policy
+from amd_lightning.rollouts import HfSampler
+from amd_lightning.training import StageSpec, TrainerSpec, fit
+
+CONSTANT = Optimisation(learning_rate=1e-2, schedule="constant")
+CRITIC = Optimisation(learning_rate=3e-2, betas=(0.5, 0.99), schedule="constant")
+
+
+def module(
+    method: str,
+    beta: float,
+    *,
+    student: Policy | None = None,
+    teacher: Policy | None = None,
+    updates: int = 3,
+    micro_batch_size: int = 8,
+    optimisation: Optimisation = CONSTANT,
+    critic_optimisation: Optimisation = CRITIC,
+    steps: int = 3,
+    **settings: Any,
+) -> DistillationModule:
+    """`method` is kl, rkl, nll, or a kind of critic: residual, learned, closed_form."""
+    student = student or t5(1)
+    teacher = teacher or t5(2, d_model=24)
+    shared: dict[str, Any] = {
+        "sampler": HfSampler(6),
+        "beta": beta,
+        "normalise": "token",
+        "optimisation": optimisation,
+        "updates": updates,
+        "micro_batch_size": micro_batch_size,
+        "log_every": 1,
+        **settings,
+    }
+    if method in ("kl", "rkl", "nll"):
+        return DivergenceModule(student, teacher, distance=method, **shared)
+    torch.manual_seed(3)
+    return AdversarialModule(
+        student,
+        teacher,
+        critics=CriticPair(critic(method, student, teacher), critic(method, student, teacher)),
+        critic_optimisation=critic_optimisation,
+        critic_steps_per_update=steps,
+        **shared,
+    )
+
+
+def critic(kind: str, student: Policy, teacher: Policy) -> QCritic:
+    """A critic of rank 8 whose head has random weights, so that its shift is not zero."""
+    if kind == "closed_form":
+        return ClosedFormCritic(alpha=0.5, ridge=2.0)
+    head = CriticHead(student.hidden_size, teacher.hidden_size, VOCABULARY, rank=8)
+    nn.init.normal_(head.values.weight, std=0.3)
+    return (ResidualCritic if kind == "residual" else LearnedCritic)(head, alpha=0.5, ridge=2.0)
+
+
+class Step(NamedTuple):
+    """What one optimizer step was asked for."""
+
+    who: str
+    loss: float
+    norm: float
+    gradients: dict[str, Tensor | None]
+    """Of the whole module's parameters, after clipping."""
+
+
+class Trained(NamedTuple):
+    """A trained module and what happened meanwhile."""
+
+    module: DistillationModule
+    steps: list[Step]
+    logged: list[dict[str, float]]
+    global_step: int
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+
+
+class Recorder(Logger):
+    """Keeps what is logged."""
+
+    name, version = "recorder", ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(dict(metrics))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class GlobalStep(Callback):
+    """Remembers `trainer.global_step`."""
+
+    value = -1
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.value = trainer.global_step
+
+
+def train(
+    some: DistillationModule,
+    folder: Path,
+    *,
+    batch_size: int = 4,
+    rows: int = 10,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
+    """Train on random rows for as many updates as the module's schedule has."""
+    steps: list[Step] = []
+    own_step = some._step
+
+    def recording_step(optimizer: Any, network: nn.Module, loss: float, clip: float, who: str) -> float:
+        norm = own_step(optimizer, network, loss, clip, who)
+        gradients = {
+            name: None if value.grad is None else value.grad.clone()
+            for name, value in some.named_parameters()
+        }
+        steps.append(Step(who, loss, norm, gradients))
+        return norm
+
+    object.__setattr__(some, "_step", recording_step)
+    recorder, counter = Recorder(), GlobalStep()
+    torch.manual_seed(seed)
+    fit(
+        some,
+        tokenised(rows),
+        stage="test",
+        spec=StageSpec(some.updates, batch_size, some.micro_batch_size, some.optimisation),
+        trainer=TrainerSpec("cpu", "32-true", 1, 0, 1, "off"),
+        seed=seed,
+        pad_id=PAD,
+        folder=folder,
+        loggers=[recorder],
+        callbacks=[counter, *callbacks],
+    )
+    return Trained(some, steps, recorder.rows, counter.value)

@@ -1,0 +1,163 @@
+"""Models and tokenizers are saved for anybody to load, and what cannot be loaded is refused in words."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import VOCABULARY, bart, prompts, t5
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from amd_lightning.data import sources
+from amd_lightning.data.tokenizer import train_tokenizer
+from amd_lightning.errors import HubUnreachableError, ModelError
+from amd_lightning.models import (
+    build_t5,
+    fingerprint,
+    load_policy,
+    load_tokenizer,
+    require_same_vocabulary,
+    save_policy,
+)
+from amd_lightning.policies import Policy
+from tests.data.hub_stub import HubStub
+
+TOKENIZER = train_tokenizer(["Shall we meet at noon? Yes!"], 262)
+ARCHITECTURE = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+MODELS = {"built": lambda: build_t5(ARCHITECTURE, TOKENIZER, 270), "untied": t5, "bart": bart}
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.eval()(
+            input_ids=torch.tensor([[5, 6, 1]]), decoder_input_ids=torch.tensor([[0, 7]])
+        ).logits
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_transformers_loads_what_is_saved(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy = MODELS[name]()
+    save_policy(policy, TOKENIZER, tmp_path, max_tokens=12)
+    ours = load_policy(str(tmp_path))
+    assert "Loading weights" not in capfd.readouterr().err  # nor "Writing model shards"
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(plain), logits(policy.model), rtol=0, atol=0)
+    torch.testing.assert_close(logits(ours.model), logits(policy.model), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == TOKENIZER.get_vocab()
+    assert load_tokenizer(str(tmp_path)).get_vocab() == TOKENIZER.get_vocab()
+    settings = plain.generation_config
+    assert (settings.max_new_tokens, settings.eos_token_id) == (12, policy.end_ids[0])
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json"] * 4 + [".safetensors"]
+    assert len(plain.generate(torch.tensor([[5, 6, 1]]), do_sample=False)[0]) <= 13
+
+
+def test_a_built_t5_ends_and_starts_with_the_tokenizers_ids() -> None:
+    torch.manual_seed(0)
+    policy = build_t5(ARCHITECTURE, TOKENIZER, 270)
+    assert policy.vocabulary_size == 270
+    assert policy.end_ids == [1]
+    config = policy.model.config
+    assert (config.pad_token_id, config.decoder_start_token_id) == (0, 0)
+    torch.manual_seed(0)
+    again = build_t5(ARCHITECTURE, TOKENIZER, 270)
+    torch.testing.assert_close(logits(again.model), logits(policy.model), rtol=0, atol=0)
+
+
+def test_the_type_of_the_weights_is_the_one_asked_for(tmp_path: Path) -> None:
+    save_policy(t5(), TOKENIZER, tmp_path, 4)
+    for dtype in ("float32", "bfloat16"):
+        policy = load_policy(str(tmp_path), dtype=dtype)
+        assert {parameter.dtype for parameter in policy.parameters()} == {getattr(torch, dtype)}
+
+
+# -- pairs -------------------------------------------------------------------------------------------
+
+
+def test_a_pair_of_one_vocabulary_is_accepted() -> None:
+    require_same_vocabulary(t5(), t5(1), TOKENIZER, train_tokenizer(["Shall we meet at noon? Yes!"], 262))
+
+
+def test_different_tokenizers_are_refused() -> None:
+    other = train_tokenizer(["Something else entirely, somewhere else."], 264)
+    with pytest.raises(ModelError, match=r"different vocabularies \(262 and 264 tokens, \d+ entries differ\)"):
+        require_same_vocabulary(t5(), t5(1), TOKENIZER, other)
+
+
+def test_different_numbers_of_logits_are_refused() -> None:
+    with pytest.raises(ModelError, match=rf"have {VOCABULARY} and 40 logits for the same tokenizer"):
+        require_same_vocabulary(t5(), t5(1, vocab_size=40), TOKENIZER, TOKENIZER)
+
+
+# -- what cannot be loaded ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [load_policy, load_tokenizer])
+def test_a_missing_folder_is_refused(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no model folder .*/nowhere; give one that save_pretrained"):
+        load(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("load", [load_policy, load_tokenizer])
+def test_a_folder_without_a_model_is_refused(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{tmp_path} cannot be loaded: "):
+        load(str(tmp_path))
+
+
+def test_a_folder_with_pickled_weights_alone_is_refused(tmp_path: Path) -> None:
+    policy = t5()
+    policy.model.config.save_pretrained(tmp_path)
+    torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded: .*safetensors"):
+        load_policy(str(tmp_path))
+
+
+def test_a_decoder_only_folder_is_refused(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be loaded: "):
+        load_policy(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_policy, load_tokenizer, lambda path: fingerprint(path, None)])
+def test_a_hub_id_is_refused_without_a_hub(load: Any) -> None:
+    with pytest.raises(HubUnreachableError, match="the hub cannot be reached for .* google/t5-none: give a"):
+        load("google/t5-none")
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert 2 * sources.PROBE_SECONDS <= 20.0
+    with HubStub({}, "hang") as hub:
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        start = time.monotonic()
+        with pytest.raises(HubUnreachableError):
+            load_policy("google/t5-none")
+        assert time.monotonic() - start < 20.0
+
+
+# -- fingerprints ------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_identified_by_its_contents(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for folder, seed in ((one, 0), (same, 0), (other, 1)):
+        save_policy(t5(seed), TOKENIZER, folder, 4)
+    assert fingerprint(str(one), None) == fingerprint(str(same), None) != fingerprint(str(other), None)
+
+
+def test_responding_after_loading_ignores_the_saved_settings(tmp_path: Path) -> None:
+    save_policy(t5(), TOKENIZER, tmp_path, max_tokens=3)
+    policy: Policy = load_policy(str(tmp_path))
+    policy.model.config.eos_token_id = 31
+    torch.manual_seed(0)
+    ids, _ = policy.respond(prompts([3] * 30), 9)
+    assert ids.shape[-1] == 9

@@ -1,0 +1,217 @@
+"""What a policy says about a response is what its own model says, and what it writes is drawn from that."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import EOS, PAD, VOCABULARY, bart, prompts, rollout, t5
+from torch import Tensor
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+from amd_lightning.errors import ModelError
+from amd_lightning.policies import Policy, until_end
+from amd_lightning.types import Rollout, join_responses
+
+FAMILIES: dict[str, Callable[[], Policy]] = {
+    "t5 v1.0, tied and scaled": lambda: t5(tied=True, feed_forward_proj="relu"),
+    "t5 v1.1, untied and gated": t5,
+    "bart, with a bias on the logits": bart,
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def policy(request: pytest.FixtureRequest) -> Policy:
+    return FAMILIES[request.param]()
+
+
+def states(off_policy: bool = True, seed: int = 0) -> Rollout:
+    return rollout([5, 2, 4], [[3], [5], [1]], [[off_policy]] * 3, seed=seed)
+
+
+def own_logits(policy: Policy, some: Rollout) -> Tensor:
+    """The model's own forward over one response a prompt, unpacked row by row: [N, V]."""
+    start = policy.model.config.decoder_start_token_id
+    found = []
+    for row in range(len(some.response_ids)):
+        prompt = some.prompt.input_ids[row][some.prompt.attention_mask[row].bool()]
+        for ids, mask in zip(some.response_ids[row], some.response_mask[row], strict=True):
+            response = ids[mask]
+            inputs = torch.cat([torch.tensor([start]), response[:-1]])
+            found.append(policy.model(input_ids=prompt[None], decoder_input_ids=inputs[None]).logits[0])
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def test_logits_are_the_models_own_in_the_order_of_the_mask(policy: Policy) -> None:
+    some = states()
+    hidden = policy.hidden(some)
+    assert hidden.shape == (9, policy.hidden_size)
+    assert policy.vocabulary_size == VOCABULARY
+    torch.testing.assert_close(policy.logits(hidden), own_logits(policy, some), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.log_probs(hidden), policy.logits(hidden).log_softmax(-1))
+
+
+@torch.no_grad()
+def test_several_responses_to_a_prompt_are_several_rollouts(policy: Policy) -> None:
+    one, other = states(), states(off_policy=False, seed=3)
+    together = join_responses([one, other])
+    torch.testing.assert_close(
+        policy.logits(policy.hidden(together)), own_logits(policy, together), rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(policy: Policy) -> None:
+    some = states()
+    wider = some._replace(
+        prompt=type(some.prompt)(*(torch.nn.functional.pad(part, (0, 4)) for part in some.prompt)),
+        response_ids=torch.nn.functional.pad(some.response_ids, (0, 3), value=7),
+        response_mask=torch.nn.functional.pad(some.response_mask, (0, 3)),
+    )
+    torch.testing.assert_close(policy.hidden(wider), policy.hidden(some), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_leaves_the_head_as_it_was() -> None:
+    policy = t5()
+    before = own_logits(policy, states())
+    policy.hidden(states())
+    torch.testing.assert_close(own_logits(policy, states()), before)
+
+
+def test_log_probs_are_float32_for_a_bfloat16_model_and_float64_for_a_double() -> None:
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        policy = t5().to(dtype)
+        log_probs = policy.log_probs(policy.hidden(states()))
+        assert log_probs.dtype == expected
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(9, dtype=expected))
+
+
+def test_tied_parameters_count_once() -> None:
+    tied, untied = t5(tied=True), t5()
+    assert untied.parameter_count - tied.parameter_count == VOCABULARY * 16
+
+
+def test_a_decoder_only_model_is_refused() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(ModelError, match="GPT2LMHeadModel is not an encoder-decoder .* such as T5 or BART"):
+        Policy(model)
+
+
+# -- responding --------------------------------------------------------------------------------
+
+
+def test_the_mask_ends_with_the_first_eos() -> None:
+    ids = torch.tensor([[5, EOS, EOS, EOS], [EOS, 4, EOS, 4], [3, 4, 5, 6], [PAD, 9, EOS, 1]])
+    assert until_end(ids, [EOS]).sum(-1).tolist() == [2, 1, 4, 3]
+    assert until_end(ids, [EOS, 9]).sum(-1).tolist() == [2, 1, 4, 2]
+
+
+def test_padding_with_eos_does_not_lengthen_a_response() -> None:
+    policy = t5(sharpness=1.0, pad_token_id=EOS)
+    torch.manual_seed(0)
+    ids, mask = policy.respond(prompts([3] * 200, pad_id=EOS), 8)
+    ends = [row.tolist().index(EOS) + 1 if EOS in row else 8 for row in ids]
+    assert mask.sum(-1).tolist() == ends
+    assert len(set(ends)) > 3  # early and late
+
+
+def first_token_frequencies(policy: Policy, draws: int, **choice: float) -> Tensor:
+    some = prompts([3])
+    many = type(some)(*(part.expand(draws, -1) for part in some))
+    torch.manual_seed(0)
+    ids, _ = policy.respond(many, 2, **choice)  # type: ignore[arg-type]
+    return ids[:, 0].bincount(minlength=VOCABULARY) / draws
+
+
+@torch.no_grad()
+def first_token_probabilities(policy: Policy) -> Tensor:
+    some = rollout([3], [[1]], [[True]])
+    return policy.log_probs(policy.hidden(some))[0].exp()
+
+
+SHIPPED = {
+    "top_k": 3,
+    "top_p": 0.5,
+    "temperature": 0.3,
+    "min_length": 4,
+    "repetition_penalty": 30.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": [4, 5, 6, 7, 8],
+    "forced_bos_token_id": 9,
+    "num_beams": 2,
+}
+
+
+@pytest.mark.parametrize("shipped", [{}, SHIPPED], ids=["plain", "with shipped settings"])
+def test_samples_are_drawn_from_the_whole_distribution(shipped: dict[str, object]) -> None:
+    policy = t5(sharpness=3.0)
+    policy.model.generation_config = GenerationConfig(**shipped)
+    draws = 20_000
+    p = first_token_probabilities(policy)
+    deviation = (first_token_frequencies(policy, draws) - p).abs() / (p * (1 - p) / draws).sqrt()
+    assert deviation.max() < 4.0  # standard deviations; 32 tokens, one fixed seed
+    assert p.min() > 1e-4  # so that a cut of the tail would show
+
+
+def test_temperature_is_that_of_the_samples() -> None:
+    policy = t5(sharpness=3.0)
+    p = first_token_probabilities(policy)
+    sharper = p.square() / p.square().sum()
+    frequencies = first_token_frequencies(policy, 20_000, temperature=0.5)
+    assert (frequencies - sharper).abs().sum() < 0.05
+    assert (p - sharper).abs().sum() > 0.1
+
+
+def test_the_best_response_is_the_likeliest_token_at_every_step() -> None:
+    policy = t5()
+    policy.model.generation_config = GenerationConfig(**{**SHIPPED, "do_sample": True})
+    some = prompts([4, 2, 3])
+    ids, mask = policy.respond(some, 6, sample=False)
+    again, _ = policy.respond(some, 6, sample=False)
+    torch.testing.assert_close(again, ids)
+    written = Rollout(some, ids.unsqueeze(1), mask.unsqueeze(1), torch.zeros(3, 1, dtype=torch.bool))
+    with torch.no_grad():
+        likeliest = policy.logits(policy.hidden(written)).argmax(-1)
+    torch.testing.assert_close(likeliest, ids[mask])
+
+
+def test_beams_find_a_likelier_response_than_greedy() -> None:
+    policy, some = t5(3), prompts([4] * 20)
+
+    def log_likelihood(**choice: float) -> float:
+        ids, mask = policy.respond(some, 5, sample=False, **choice)  # type: ignore[arg-type]
+        written = Rollout(some, ids.unsqueeze(1), mask.unsqueeze(1), torch.zeros(20, 1, dtype=torch.bool))
+        with torch.no_grad():
+            log_probs = policy.log_probs(policy.hidden(written))
+        return float(log_probs.gather(-1, ids[mask].unsqueeze(-1)).sum())
+
+    assert log_likelihood(num_beams=4, length_penalty=0.0) > log_likelihood()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_responding_leaves_mode_and_settings_as_they_were(training: bool) -> None:
+    policy = t5()
+    policy.train(training)
+    policy.model.generation_config = GenerationConfig(**SHIPPED)
+    settings, before = policy.model.generation_config, copy.deepcopy(policy.model.generation_config.to_dict())
+    policy.respond(prompts([2]), 3)
+    assert policy.model.training is training
+    assert policy.model.generation_config is settings
+    assert settings.to_dict() == before
+
+
+def test_mode_and_settings_come_back_after_an_error() -> None:
+    policy = t5().train()
+    settings = policy.model.generation_config
+    with pytest.raises(IndexError):
+        policy.respond(prompts([2])._replace(input_ids=torch.tensor([[VOCABULARY + 5, 1]])), 3)
+    assert policy.model.training
+    assert policy.model.generation_config is settings
+
+
+def test_no_dropout_while_responding() -> None:
+    policy = t5(dropout_rate=0.5).train()
+    some = prompts([3] * 10)
+    first, second = (policy.respond(some, 6, sample=False)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)

@@ -1,0 +1,144 @@
+"""What a run tells while it runs: W&B offline, lines of the log, and nothing that asks or distracts."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import tiny_run
+
+from amd_lightning import results, tracking
+from amd_lightning.tracking import StageLines, WandbSettings, wandb_logger
+from amd_lightning.training import quiet_libraries
+
+pytest.importorskip("wandb")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An AMM and a KL run with W&B offline, and what its own reader finds in them."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, method in {"amm": "objective=amm", "imitkd": "objective=imitkd"}.items():
+        folder = root / name
+        outcome = tiny_run(folder, root / "cache", method, "logger=wandb", "optim.student.updates=2")
+        found = results.assemble(outcome, {"task": "samsum"})
+        predictions = {who: evaluation.predictions for who, evaluation in outcome.evaluations.items()}
+        tracking.finish(outcome.loggers, found, predictions, figures=[])
+    return {name: root / name for name in ("amm", "imitkd")}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Every record of a run's transaction log, as `wandb leet inspect` reads it."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [record["history"]["item"] for record in records(folder) if record["type"] == "history"]
+
+
+def test_the_run_is_named_grouped_and_complete(runs: dict[str, Path]) -> None:
+    found = records(runs["amm"])
+    (run,) = [record["run"] for record in found if record["type"] == "run"]
+    assert run["run_group"] == "samsum/t5_demo/demo"
+    assert run["job_type"] == "moment_matching_residual"
+    assert run["display_name"] == "moment_matching_residual beta 0.5 seed 0"
+    assert run["project"] == "amd_lightning"
+    assert set(run["tags"]) == {"samsum", "demo", "moment_matching_residual", "beta=0.5"}
+    assert run["config"]["update"]["objective"]["distance"] == "moment_matching"
+    assert [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"] == [0]
+
+
+def test_methods_log_the_same_keys_over_the_update(runs: dict[str, Path]) -> None:
+    amm, imitkd = (history(runs[name]) for name in ("amm", "imitkd"))
+    keys = [{key for row in rows for key in row} for rows in (amm, imitkd)]
+    assert keys[0] - keys[1] == {"critic/loss", "critic/grad_norm", "train/moment_gap_off", "train/tv_off"}
+    assert keys[1] <= keys[0]
+    assert {"train/loss", "valid/rouge_l", "valid/kl_on", "test/responses"} <= keys[0]
+    assert [row["update"] for row in amm if "train/loss" in row] == [1, 2]
+    axes = [record["metric"] for record in records(runs["amm"]) if record["type"] == "metric"]
+    assert {axis.get("step_metric") for axis in axes if axis.get("glob_name") == "*"} == {"update"}
+
+
+def test_the_summary_has_the_test_results(runs: dict[str, Path]) -> None:
+    updates = [record["summary"]["update"] for record in records(runs["amm"]) if record["type"] == "summary"]
+    summary = {key: value for update in updates for key, value in update.items()}
+    assert {"test/teacher/rouge_l", "test/student/tv_on", "cost/seconds/distil"} <= set(summary)
+
+
+def settings(mode: str = "offline") -> WandbSettings:
+    return WandbSettings(mode=mode, project="p", group="g", job_type="j", name="n")
+
+
+def test_disabled_is_no_logger_and_no_folder(tmp_path: Path) -> None:
+    assert wandb_logger(tmp_path, settings("disabled")) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_left_open_is_not_taken_over(tmp_path: Path) -> None:
+    first = wandb_logger(tmp_path / "one", settings())
+    second = wandb_logger(tmp_path / "two", settings())
+    assert first is not None
+    assert second is not None
+    try:
+        assert first.experiment.id != second.experiment.id
+        assert len(list((tmp_path / "two" / "wandb").glob("offline-run-*"))) == 1
+    finally:
+        second.experiment.finish()
+
+
+def test_nothing_is_said_and_nothing_asked(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """W&B's, Lightning's and transformers' own words stay unsaid; there is nobody at the keyboard."""
+
+    def asked(*_: object) -> str:
+        raise AssertionError("somebody was asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.delenv("WANDB_SILENT")
+    monkeypatch.delenv("WANDB_MODE")
+    quiet_libraries()
+    cache = runs["amm"].parent / "cache"
+    more = ("pair.seed=1", "logger=wandb", "optim.student.updates=1")  # trains, saves and loads the pair anew
+    for logger in tiny_run(tmp_path, cache, *more).loggers[1:]:
+        logger.experiment.finish()
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn.list] == []
+
+
+# -- lines of the log --------------------------------------------------------------------------------
+
+
+class Module:
+    """As much of a module as progress looks at."""
+
+    updates = 25
+
+    def __init__(self, update: int) -> None:
+        self.update = update
+        self.latest = {"train/loss": 1.5, "train/tv_on": 0.25, "train/grad_norm": 9.0}
+
+
+def test_about_ten_lines_a_stage(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "DistillationModule", Module)
+    lines = StageLines("distil")
+    trainer: Any = SimpleNamespace()
+    with caplog.at_level(logging.INFO, logger="amd_lightning.tracking"):
+        for update in range(1, 26):
+            module: Any = Module(update)
+            lines.on_train_batch_end(trainer, module, None, None, update - 1)
+    assert len(caplog.messages) == 13
+    assert caplog.messages[0].startswith("distil: update 2/25, ")
+    assert caplog.messages[-1].startswith("distil: update 25/25, ")
+    assert caplog.messages[-1].endswith("updates/s, loss 1.500, 2TV on 0.500")
