@@ -24,7 +24,7 @@ MICRO = (
     "data.max_prompt_tokens=64 data.max_response_tokens=16 "
     "optim.teacher.updates=1 optim.teacher.batch_size=4 optim.teacher.warmup_updates=0 "
     "optim.student_start.updates=1 optim.student_start.batch_size=4 optim.student_start.warmup_updates=0 "
-    "optim.student.updates=2 optim.student.batch_size=4 critic.steps=1"
+    "optim.student.updates=2 optim.student.batch_size=4 optim.student.warmup_updates=0 critic.steps=1"
 )
 
 

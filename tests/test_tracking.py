@@ -60,7 +60,8 @@ def test_methods_log_the_same_keys_over_the_update(runs: dict[str, Path]) -> Non
     keys = [{key for row in rows for key in row} for rows in (amm, imitkd)]
     assert keys[0] - keys[1] == {"critic/loss", "critic/grad_norm", "train/moment_gap_off", "train/tv_off"}
     assert keys[1] <= keys[0]
-    assert {"train/loss", "valid/rouge_l", "valid/kl_on", "test/responses"} <= keys[0]
+    assert {"train/loss", "valid/rouge_l", "valid/kl_on"} <= keys[0]
+    assert any(key.startswith("test/responses") for key in keys[0])  # a table, one key a property
     assert [row["update"] for row in amm if "train/loss" in row] == [1, 2]
     axes = [record["metric"] for record in records(runs["amm"]) if record["type"] == "metric"]
     assert {axis.get("step_metric") for axis in axes if axis.get("glob_name") == "*"} == {"update"}

@@ -1,12 +1,12 @@
 """The generated dialogue corpus of ``scale=demo``: SAMSum-like chats that need no network and no file.
 
-A dialogue is one of four scenes (`SCENES`): two people agree on something after a first proposal has been turned
-down, with small talk around it. The summary must pick the facts that were agreed on: who does what, where or when.
-Each answer has several acceptable wordings of uneven probability, so a teacher trained on the corpus has a
-next-token distribution with several modes, which is what distances between policies differ about.
+A dialogue is one of four scenes (`SCENES`): two people agree on something after a first proposal has been
+turned down, with small talk around it. The summary must pick the facts that were agreed on: who does what,
+where or when. Each answer has several acceptable wordings of uneven probability, so a teacher trained on the
+corpus has a next-token distribution with several modes, and there the distances between policies differ.
 
-Templates are data. In a line, ``{name}``-like fields are filled from the scene's slots (facts), from its roles
-(names) or from `PHRASES` (small talk, drawn anew for each line).
+Templates are data. In a line, fields in braces are filled from the scene's slots (facts) or from `PHRASES`
+(small talk, drawn anew for each line).
 """
 
 from random import Random
@@ -17,7 +17,7 @@ Split = Literal["train", "valid", "test"]
 NAMES = "Adam Alice Amanda Ben Carla Daniel Emma Frank Grace Jack Jerry Kate Leo Maria Paul Tina".split()
 
 SLOTS: dict[str, tuple[str, ...]] = {
-    "day": ("today", "tomorrow", "on Monday", "on Tuesday", "on Thursday", "on Friday", "on Saturday", "on Sunday"),
+    "day": ("today", "tomorrow", *(f"on {day}day" for day in "Mon Tues Thurs Fri Satur Sun".split())),
     "time": ("noon", "two", "three", "four", "five", "six", "seven", "eight"),
     "place": tuple(f"the {place}" for place in "cafe park library gym museum station pool market".split()),
     "food": tuple("cookies soup bread apples pizza salad cheese rice".split()),
@@ -25,7 +25,10 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 PHRASES: dict[str, tuple[str, ...]] = {
-    "chat": ("How are you?", "It is so hot.", "I am so tired.", "I just woke up.", "My week was long.", "", "", ""),
+    "chat": (
+        *("How are you?", "It is so hot.", "I am so tired.", "I just woke up.", "My week was long."),
+        *("", "", ""),  # three times in eight there is none
+    ),
     "can_not": ("Sorry, I can not.", "Sorry, no.", "I am afraid not."),  # the one who does something refuses
     "no_thanks": ("No, thank you.", "Thanks, but no.", "Better not."),  # the one it is done for refuses
     "or": ("How about", "What about", "But what about"),
@@ -35,17 +38,21 @@ PHRASES: dict[str, tuple[str, ...]] = {
 
 
 class Scene(NamedTuple):
-    """A kind of dialogue. Roles are ``a`` and ``b``; a slot ``not_X`` holds a proposal for X that is turned down."""
+    """A kind of dialogue between ``a``, who does something, and ``b``, whom it is done for.
+
+    Attributes:
+        slots: the facts agreed on; each may come after another proposal, ``not_SLOT``, that is refused.
+        scripts: alternatives, each a sequence of (who speaks, line).
+        references: (wording, weight of its being chosen as the gold summary), the most likely first.
+    """
 
     slots: tuple[str, ...]
-    scripts: tuple[
-        tuple[tuple[str, str], ...], ...
-    ]  # alternatives, each a sequence of (speaker's role, line)
-    references: tuple[tuple[str, int], ...]  # (wording, weight of being chosen as the gold summary)
+    scripts: tuple[tuple[tuple[str, str], ...], ...]
+    references: tuple[tuple[str, int], ...]
 
 
 MEET = Scene(
-    slots=("day", "not_day", "place", "not_place"),
+    slots=("day", "place"),
     scripts=(
         (
             ("a", "Shall we meet at {place} {not_day}? {chat}"),
@@ -69,7 +76,7 @@ MEET = Scene(
 )
 
 BRING = Scene(
-    slots=("food", "not_food", "day", "not_day"),
+    slots=("food", "day"),
     scripts=(
         (
             ("a", "Shall I bring you {food} {not_day}? {chat}"),
@@ -91,7 +98,7 @@ BRING = Scene(
 )
 
 RIDE = Scene(
-    slots=("time", "not_time", "place", "not_place"),
+    slots=("time", "place"),
     scripts=(
         (
             ("b", "Can you pick me up at {place} at {not_time}? {chat}"),
@@ -113,7 +120,7 @@ RIDE = Scene(
 )
 
 HELP = Scene(
-    slots=("chore", "not_chore", "day", "not_day"),
+    slots=("chore", "day"),
     scripts=(
         (
             ("b", "Can you help me with {chore} {not_day}? {chat}"),
@@ -189,9 +196,8 @@ def _draw_facts(rng: Random) -> tuple[str, dict[str, str]]:
     """A scene's name and a value for each role and slot; a refused proposal differs from the agreed one."""
     scene = rng.choice(list(SCENES))
     facts = dict(zip("ab", rng.sample(NAMES, 2), strict=True))
-    kinds = [slot for slot in SCENES[scene].slots if not slot.startswith("not_")]
-    for kind in kinds:
-        facts[kind], facts[f"not_{kind}"] = rng.sample(SLOTS[kind], 2)
+    for slot in SCENES[scene].slots:
+        facts[slot], facts[f"not_{slot}"] = rng.sample(SLOTS[slot], 2)
     return scene, facts
 
 
@@ -203,10 +209,9 @@ def _tenth(scene: str, facts: dict[str, str]) -> int:
 
 def _write_dialogue(rng: Random, scene: Scene, facts: dict[str, str]) -> str:
     script = rng.choice(scene.scripts)
-    return "\n".join(f"{facts[role]}: {_write_line(rng, line, role, facts)}" for role, line in script)
+    return "\n".join(f"{facts[role]}: {_write_line(rng, line, facts)}" for role, line in script)
 
 
-def _write_line(rng: Random, line: str, role: str, facts: dict[str, str]) -> str:
-    other = facts["b" if role == "a" else "a"]
-    phrases = {name: rng.choice(options).format(other=other) for name, options in PHRASES.items()}
+def _write_line(rng: Random, line: str, facts: dict[str, str]) -> str:
+    phrases = {name: rng.choice(options) for name, options in PHRASES.items()}
     return " ".join(line.format(**facts, **phrases).split())  # an empty phrase leaves no double space

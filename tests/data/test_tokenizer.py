@@ -1,29 +1,54 @@
-"""A tokenizer trained on a corpus writes any text, ends it with EOS, and loads without this project."""
+"""A tokenizer trained on a corpus writes it in few tokens, ends with EOS, and loads without this project."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from amd_lightning.data.tokenizer import EOS, PAD, UNK, train_tokenizer
 
-TEXTS = [f"summarize: Adam: Shall we meet on day {day}?\nKate: Yes, at noon!" for day in range(50)]
+TEXTS = [f"summarize: Adam: Shall we meet on day {day}?\nKate: Yes, at noon!" for day in range(100, 500)]
 TOKENIZER: Any = train_tokenizer(TEXTS, 300)
+CLOSED: Any = train_tokenizer(TEXTS, 500)
 
 
 @given(st.text())
-@example("Größe\r\n  two  spaces\t😀 \x00 e\u0301 \u00a0")
+@example("Größe\r  two  spaces\t😀 \x00 e\u0301 \u00a0")
 @settings(max_examples=200, deadline=None)
-def test_any_text_comes_back(text: str) -> None:
-    """Up to one space in front: a word is the same token at the start of a text and inside of it."""
+def test_any_text_comes_back_from_pieces(text: str) -> None:
+    assume(not any(special in text for special in (PAD, EOS, UNK)))  # these are tokens wherever they stand
     ids = TOKENIZER(text)["input_ids"]
     assert ids.count(1) == 1
     assert ids[-1] == 1
     assert 2 not in ids  # bytes are the letters: nothing is unknown
-    assert TOKENIZER.decode(ids, skip_special_tokens=True).removeprefix(" ") == text.removeprefix(" ")
+    decoded = TOKENIZER.decode(ids, skip_special_tokens=True)
+    if "\n" not in text:
+        assert decoded.removeprefix(" ") == text.removeprefix(" ")
+    assert re.sub(r"[ \n]+", " ", decoded).strip() == re.sub(r"[ \n]+", " ", text).strip()
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CLOSED], ids=["pieces", "words"])
+def test_a_dialogue_comes_back_line_by_line(tokenizer: Any) -> None:
+    ids = tokenizer(TEXTS[7])["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == TEXTS[7]
+
+
+def test_a_closed_corpus_is_written_in_whole_words() -> None:
+    assert len(CLOSED) < 500
+    words = CLOSED.convert_ids_to_tokens(CLOSED("Kate: Yes")["input_ids"])
+    assert words == ["\u0120Kate", ":", "\u0120Yes", EOS]
+    assert CLOSED("Elsewhere")["input_ids"] == [2, 1]
+
+
+def test_a_word_is_the_same_token_wherever_it_stands() -> None:
+    for tokenizer in (TOKENIZER, CLOSED):
+        kate = tokenizer("Kate", add_special_tokens=False)["input_ids"]
+        assert tokenizer("noon\nKate", add_special_tokens=False)["input_ids"][-len(kate) :] == kate
+        assert tokenizer("noon Kate", add_special_tokens=False)["input_ids"][-len(kate) :] == kate
 
 
 def test_special_ids_are_t5s() -> None:
@@ -41,7 +66,7 @@ def test_the_corpus_takes_fewer_tokens_than_letters() -> None:
 
 def test_the_vocabulary_is_as_large_as_asked_or_as_the_corpus_gives() -> None:
     assert len(TOKENIZER) == 300
-    assert 259 <= len(train_tokenizer(["a b"], 400)) < 300
+    assert len(train_tokenizer(["a b"], 400)) == 3 + 2
 
 
 def test_the_order_of_training_is_the_same_every_time() -> None:
