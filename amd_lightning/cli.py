@@ -242,10 +242,10 @@ def _in_words(text: str, error: Exception) -> str:
     if file and place == "experiment":
         return f"{prefix}its first line must be: # @package _global_"
     expected = dict(_knobs(RunConfig, "")).get(place)
-    if expected is not None and re.search("convert|Invalid|not Optional|subclass", why):
+    if expected is not None and re.search("convert|Invalid|not Optional|subclass|not a valid bool", why):
         what = text if text and place == key and not file else f"{prefix}{place}"
         return f"{what} must be {_expected(expected)}"
-    return prefix + one_line(error)
+    return prefix + re.sub(r"^In '.+?': \w+ raised while composing config: ?", "", one_line(error))
 
 
 def _not_a_knob(key: str) -> str:

@@ -129,7 +129,7 @@ class DataConfig:
 class ArchitectureConfig:
     """A T5 built from its config, for models that are trained from scratch (path: null)."""
 
-    d_model: int = knob(128, "width", low=8)
+    d_model: int = knob(128, "width of the hidden states", low=8)
     d_kv: int = knob(32, "width of one attention head", low=1)
     d_ff: int = knob(256, "width of the feed-forward layers", low=1)
     num_layers: int = knob(2, "encoder layers", low=1)
@@ -156,7 +156,11 @@ class ModelConfig:
 class TokenizerConfig:
     """The tokenizer of a pair that is trained from scratch; a loaded teacher brings its own."""
 
-    vocabulary_size: int = knob(512, "of the tokenizer trained on the training split: its words where all fit, else byte-level BPE", low=260)
+    vocabulary_size: int = knob(
+        512,
+        "of the tokenizer trained on the training split: its words where all fit, else byte-level BPE",
+        low=260,
+    )
 
 
 @dataclass

@@ -37,7 +37,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run what the command line says; an error that the user can mend is one line, and status 1."""
-    arguments = sys.argv[1:]
+    # The flag first, wherever it stood: Hydra's parser loses overrides that stand on both sides of it.
+    arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    sys.argv[1:] = arguments
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(knobs() + "\n")
         return

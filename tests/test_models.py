@@ -25,7 +25,14 @@ from amd_lightning.policies import Policy
 from tests.data.hub_stub import HubStub
 
 TOKENIZER = train_tokenizer(["Shall we meet at noon? Yes!"], 262)
-ARCHITECTURE = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+ARCHITECTURE = {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+}
 MODELS = {"built": lambda: build_t5(ARCHITECTURE, TOKENIZER, 270), "untied": t5, "bart": bart}
 
 
@@ -99,7 +106,9 @@ def test_different_numbers_of_logits_are_refused() -> None:
 
 @pytest.mark.parametrize("load", [load_policy, load_tokenizer])
 def test_a_missing_folder_is_refused(load: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no model folder .*/nowhere; give one that save_pretrained"):
+    with pytest.raises(
+        ModelError, match="there is no model folder .*/nowhere; give one that save_pretrained"
+    ):
         load(str(tmp_path / "nowhere"))
 
 

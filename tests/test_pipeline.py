@@ -80,7 +80,9 @@ def test_the_curve_has_every_update_and_validation(base: Run) -> None:
     assert [row["update"] for row in rows if row["train/loss"]] == ["1", "2", "3", "4"]
     validations = [row for row in rows if row["valid/rouge_l"]]
     assert [row["update"] for row in validations] == ["2", "4"]
-    measured = {name.removeprefix("valid/"): value for name, value in validations[-1].items() if "valid" in name}
+    measured = {
+        name.removeprefix("valid/"): value for name, value in validations[-1].items() if "valid" in name
+    }
     assert {name: float(value) for name, value in measured.items()} == base.outcome.validation
 
 

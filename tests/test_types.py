@@ -39,7 +39,10 @@ def test_rows_cut_padding_on_the_left_too() -> None:
 
 
 def test_joined_responses_stand_side_by_side() -> None:
-    short, long = rollout([2, 3], [[2], [1]], [[True]] * 2), rollout([2, 3], [[4], [3]], [[False]] * 2, seed=5)
+    short, long = (
+        rollout([2, 3], [[2], [1]], [[True]] * 2),
+        rollout([2, 3], [[4], [3]], [[False]] * 2, seed=5),
+    )
     joined = join_responses([short, long])
     assert joined.response_ids.shape == (2, 2, 4)
     assert joined.response_mask.sum(-1).tolist() == [[2, 4], [1, 3]]

@@ -1,6 +1,6 @@
 """Finished runs -> results.csv (tidy) and a table: what stands in README.md beside this file.
 
-    python experiments/demo/collect.py RUN [RUN ...]
+python experiments/demo/collect.py RUN [RUN ...]
 """
 
 import csv
@@ -25,9 +25,13 @@ def main(folders: list[str]) -> None:
         method = f"{objective['distance']} beta {objective['beta']:g}"
         for who in MODELS:
             for metric in METRICS:
-                rows.append([method, results["seed"], results["pair_seed"], who, metric, results[who][metric]])
+                rows.append(
+                    [method, results["seed"], results["pair_seed"], who, metric, results[who][metric]]
+                )
         closed = gap_closed(results)
-        levels = " -> ".join(f"{results[who]['sampled_accuracy']:.3f}" for who in ("student_start", "student"))
+        levels = " -> ".join(
+            f"{results[who]['sampled_accuracy']:.3f}" for who in ("student_start", "student")
+        )
         print(
             f"{method}, seed {results['seed']}, pair seed {results['pair_seed']}: sampled accuracy {levels} "
             f"(teacher {results['teacher']['sampled_accuracy']:.3f}), closed {closed:.0%}, "

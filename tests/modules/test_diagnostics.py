@@ -74,4 +74,7 @@ def test_lengths_and_endings_are_those_of_the_students_responses() -> None:
     states.response_ids[1, 1, 3] = 7  # cut off before its EOS; the padding behind it is EOS
     found = response_metrics(Batch(states, torch.empty(0)), [EOS])
     assert found == {"train/response_tokens": 3.0, "train/eos_share": 0.5}
-    assert response_metrics(Batch(states._replace(off_policy=states.off_policy | True), torch.empty(0)), [EOS]) == {}
+    assert (
+        response_metrics(Batch(states._replace(off_policy=states.off_policy | True), torch.empty(0)), [EOS])
+        == {}
+    )

@@ -143,8 +143,9 @@ def test_the_critics_descend_minus_the_regularised_gap(method: str) -> None:
     assert isinstance(some, AdversarialModule)
     tokens, weight = tokens_of(some, 0.3)
     with torch.no_grad():
-        log_p, log_q = some.teacher.log_probs(tokens.teacher_hidden), some.student.log_probs(
-            tokens.student_hidden
+        log_p, log_q = (
+            some.teacher.log_probs(tokens.teacher_hidden),
+            some.student.log_probs(tokens.student_hidden),
         )
     some.critic_loss(tokens, log_p, log_q).backward()
     assert all(value.grad is None for value in some.student.parameters())
