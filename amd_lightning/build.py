@@ -155,7 +155,10 @@ def _task(data: DataConfig) -> Task:
         load=load,
         template=module.TEMPLATE,
         limits=Limits(
-            data.max_prompt_tokens, data.max_response_tokens, str(data.long_prompts), str(data.long_responses)
+            data.max_prompt_tokens,
+            data.max_response_tokens,
+            data.long_prompts.value,
+            data.long_responses.value,
         ),
         checker=is_correct if module.has_checker(str(data.source)) else None,
     )

@@ -409,6 +409,14 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
                 f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; "
                 f"train it or set pair.{name}.path"
             )
+    for name, model in (("teacher", pair.teacher), ("student", pair.student)):
+        depth = model.architecture
+        if model.path is None and depth.num_decoder_layers > depth.num_layers:
+            # transformers sizes the KV cache of a T5 by its encoder.
+            yield (
+                f"pair.{name}.architecture.num_decoder_layers={depth.num_decoder_layers} must be at most "
+                f"num_layers={depth.num_layers}: transformers cannot generate with a deeper decoder"
+            )
     if pair.student.path is not None and pair.teacher.path is None:
         yield (
             "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher "

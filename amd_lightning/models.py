@@ -42,8 +42,7 @@ def build_t5(
         vocab_size=vocabulary_size,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-        **architecture,
+        **{"decoder_start_token_id": tokenizer.pad_token_id, **architecture},
     )
     model = T5ForConditionalGeneration(config)
     imitate_trained_attention(model)
@@ -69,7 +68,12 @@ def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder or hub id; raises as `load_policy` does."""
-    return _from_folder_or_hub(AutoTokenizer.from_pretrained, path, revision, "tokenizer")
+    tokenizer = _from_folder_or_hub(AutoTokenizer.from_pretrained, path, revision, "tokenizer")
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"the tokenizer {path} has no fast version (tokenizer.json); convert it with transformers"
+        )
+    return tokenizer
 
 
 def fingerprint(path: str, revision: str | None) -> dict[str, str]:
@@ -116,8 +120,8 @@ def require_same_vocabulary(
         )
     if teacher.vocabulary_size != student.vocabulary_size:
         raise ModelError(
-            f"teacher and student have {teacher.vocabulary_size:,} and {student.vocabulary_size:,} logits for the "
-            "same tokenizer; choose a student whose embedding has the teacher's size"
+            f"teacher and student have {teacher.vocabulary_size:,} and {student.vocabulary_size:,} logits for "
+            "the same tokenizer; choose a student whose embedding has the teacher's size"
         )
 
 

@@ -19,6 +19,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from amd_lightning.cache import Artifact, ArtifactCache
+from amd_lightning.data.embedded import Split
 from amd_lightning.data.examples import Example, Limits, PromptTemplate, TokenisedExample, digest, tokenise
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Part of every key: raised when a stage comes to mean something else."""
+
+
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 class ModelSpec(NamedTuple):
@@ -141,7 +145,7 @@ class Pipeline:
 
     def run(self) -> Outcome:
         """All stages; the student's model folder is `folder/student`."""
-        rows = {split: self.spec.task.load(split) for split in ("train", "valid", "test")}
+        rows: dict[str, list[Example]] = {split: self.spec.task.load(split) for split in SPLITS}
         self._prepare_text(rows)
         self.teacher, teacher_key = self._model("teacher", self.spec.teacher)
         start, start_key = self._model("student_start", self.spec.student)
@@ -183,7 +187,8 @@ class Pipeline:
 
         self.splits: dict[str, list[TokenisedExample]] = {}
         self.data_inputs: dict[str, Any] = {}
-        for split, examples in rows.items():
+        for split in SPLITS:
+            examples = rows[split]
             self.splits[split], report = tokenise(examples, self.tokenizer, task.template, task.limits, split)
             if described := report.describe():
                 log.warning(described)
@@ -286,7 +291,7 @@ class Pipeline:
     # -- distillation --------------------------------------------------------------------------
 
     def _distil(self, student: Policy, stored: list[TokenisedExample]) -> Policy:
-        """Train the student against the teacher; `folder/student` and `folder/checkpoints` hold the result."""
+        """Train the student against the teacher; `folder/student` holds the result."""
         spec = self.spec
         L.seed_everything(seed_for("distil", spec.seed), verbose=False)
         module = spec.make_module(student, self.teacher)

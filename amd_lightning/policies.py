@@ -107,7 +107,9 @@ class Policy(nn.Module):
             else {"do_sample": False, "num_beams": num_beams, "length_penalty": length_penalty}
         )
         with self._generating(max_new_tokens=max_tokens, **choice):
-            generated = self.model.generate(input_ids=prompt.input_ids, attention_mask=prompt.attention_mask)
+            generated = self.model.generate(  # type: ignore[operator]  # a mixin that nn.Module hides
+                input_ids=prompt.input_ids, attention_mask=prompt.attention_mask
+            )
         response_ids = generated[:, 1:]  # what was decoded starts with the start token
         return response_ids, until_end(response_ids, self.end_ids)
 

@@ -77,8 +77,8 @@ def wandb_logger(folder: Path, settings: WandbSettings) -> WandbLogger | None:
         )
     except wandb.errors.Error as error:
         raise UserError(
-            f"W&B refuses mode=online ({' '.join(str(error).split())[:200]}): log in with `wandb login`, or leave "
-            "logger.wandb.mode=offline"
+            f"W&B refuses mode=online ({' '.join(str(error).split())[:200]}): log in with `wandb login`, or "
+            "leave logger.wandb.mode=offline"
         ) from error
     run.define_metric("update")
     run.define_metric("*", step_metric="update")

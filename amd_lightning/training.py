@@ -74,7 +74,7 @@ def fit(
         L.Trainer(
             accelerator=trainer.accelerator,
             devices=1,
-            precision=trainer.precision,
+            precision=trainer.precision,  # type: ignore[arg-type]  # one of config's choices
             max_epochs=1,
             logger=list(loggers) or False,
             log_every_n_steps=1,  # the module logs by itself, as often as `log_every` says

@@ -70,8 +70,8 @@ class Tokens(NamedTuple):
 
     student_hidden: Tensor
     """[N, D_student], what the student's head turns into logits."""
-    teacher_hidden: Tensor | None
-    """[N, D_teacher]; None where no teacher takes part."""
+    teacher_hidden: Tensor
+    """[N, D_teacher]; [N, 0] where no teacher takes part."""
     actions: Tensor
     """[N] long, the token that was written at each state."""
     weight: Tensor

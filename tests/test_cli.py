@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_config import composed
-from test_config import knobs as all_knobs
 
 from amd_lightning import cli, conf_dir
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.errors import ConfigError
+from tests.test_config import composed
+from tests.test_config import knobs as all_knobs
 
 
 def refusals(line: str) -> list[str]:

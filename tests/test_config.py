@@ -149,6 +149,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"optim__student__updates": 9, "optim__student__warmup_updates": 9},
         "optim.student.warmup_updates=9 leaves nothing of",
     ),
+    (
+        {"pair__student__architecture__num_decoder_layers": 3},
+        "pair.student.architecture.num_decoder_layers=3 must be at most num_layers=2",
+    ),
     ({"optim__student__betas": [0.9]}, "optim.student.betas=[0.9] must be two numbers"),
     ({"pair__student__path": "DIR"}, "pair.student.path is set but pair.teacher.path is not"),
     (

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import VOCABULARY, bart, prompts, t5
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -23,6 +22,7 @@ from amd_lightning.models import (
 )
 from amd_lightning.policies import Policy
 from tests.data.hub_stub import HubStub
+from tests.helpers import VOCABULARY, bart, prompts, t5
 
 TOKENIZER = train_tokenizer(["Shall we meet at noon? Yes!"], 262)
 ARCHITECTURE = {
@@ -107,7 +107,7 @@ def test_different_numbers_of_logits_are_refused() -> None:
 @pytest.mark.parametrize("load", [load_policy, load_tokenizer])
 def test_a_missing_folder_is_refused(load: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match="there is no model folder .*/nowhere; give one that save_pretrained"
+        ModelError, match=r"there is no model folder .*/nowhere; give one that save_pretrained"
     ):
         load(str(tmp_path / "nowhere"))
 
@@ -122,7 +122,7 @@ def test_a_folder_with_pickled_weights_alone_is_refused(tmp_path: Path) -> None:
     policy = t5()
     policy.model.config.save_pretrained(tmp_path)
     torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot be loaded: .*safetensors"):
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*safetensors"):
         load_policy(str(tmp_path))
 
 
@@ -134,7 +134,7 @@ def test_a_decoder_only_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("load", [load_policy, load_tokenizer, lambda path: fingerprint(path, None)])
 def test_a_hub_id_is_refused_without_a_hub(load: Any) -> None:
-    with pytest.raises(HubUnreachableError, match="the hub cannot be reached for .* google/t5-none: give a"):
+    with pytest.raises(HubUnreachableError, match=r"the hub cannot be reached for .* google/t5-none: give a"):
         load("google/t5-none")
 
 

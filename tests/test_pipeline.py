@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import tiny_run
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from amd_lightning import results
 from amd_lightning.data.embedded import samsum_rows
 from amd_lightning.pipeline import Outcome
+from tests.helpers import tiny_run
 
 SHARED = ("tokenizer", "teacher", "student_start", "evaluate_teacher", "evaluate_student_start")
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import EOS, PAD, VOCABULARY, bart, prompts, rollout, t5
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from amd_lightning.errors import ModelError
 from amd_lightning.policies import Policy, until_end
 from amd_lightning.types import Rollout, join_responses
+from tests.helpers import EOS, PAD, VOCABULARY, bart, prompts, rollout, t5
 
 FAMILIES: dict[str, Callable[[], Policy]] = {
     "t5 v1.0, tied and scaled": lambda: t5(tied=True, feed_forward_proj="relu"),
@@ -95,7 +95,7 @@ def test_tied_parameters_count_once() -> None:
 
 def test_a_decoder_only_model_is_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(ModelError, match="GPT2LMHeadModel is not an encoder-decoder .* such as T5 or BART"):
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel is not an encoder-decoder .* such as T5 or BART"):
         Policy(model)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import prompts, rollout, t5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler, collect, token_weights
 from amd_lightning.types import Batch, PromptBatch, Rollout
+from tests.helpers import prompts, rollout, t5
 
 BOTH = rollout([3, 2], [[4, 2], [1, 5]], [[True, False]] * 2)
 

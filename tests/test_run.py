@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 from omegaconf import OmegaConf
-from test_config import demo
 
 from amd_lightning import pipeline, run
 from amd_lightning.errors import DataError
 from amd_lightning.run import describe, without_secrets
+from tests.test_config import demo
 
 MICRO = (
     "+experiment=samsum logger=csv trainer.progress=off trainer.threads=1 trainer.validate_every=0 "

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import tiny_run
+from lightning.pytorch.loggers import WandbLogger
 
 from amd_lightning import results, tracking
 from amd_lightning.tracking import StageLines, WandbSettings, wandb_logger
 from amd_lightning.training import quiet_libraries
+from tests.helpers import tiny_run
 
 pytest.importorskip("wandb")
 
@@ -113,6 +114,7 @@ def test_nothing_is_said_and_nothing_asked(
     cache = runs["amm"].parent / "cache"
     more = ("pair.seed=1", "logger=wandb", "optim.student.updates=1")  # trains, saves and loads the pair anew
     for logger in tiny_run(tmp_path, cache, *more).loggers[1:]:
+        assert isinstance(logger, WandbLogger)
         logger.experiment.finish()
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in recwarn.list] == []

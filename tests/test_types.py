@@ -1,9 +1,9 @@
 """Cutting batches and joining responses change no token and no weight."""
 
 import torch
-from helpers import rollout
 
 from amd_lightning.types import Batch, join_responses
+from tests.helpers import rollout
 
 
 def a_batch() -> Batch:

@@ -9,6 +9,7 @@ Templates are data. In a line, fields in braces are filled from the scene's slot
 (small talk, drawn anew for each line).
 """
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any, Literal, NamedTuple
 
@@ -183,7 +184,7 @@ def samsum_rows(split: Split, n: int, seed: int) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def is_correct(response: str, references: list[str] | tuple[str, ...]) -> bool:
+def is_correct(response: str, references: Sequence[str]) -> bool:
     """Whether the response is an acceptable wording, up to case, spaces and a final stop."""
     return _normalise(response) in {_normalise(reference) for reference in references}
 

@@ -14,9 +14,9 @@ SPECIAL = [AddedToken(token, special=True) for token in (PAD, EOS, UNK)]
 def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
     """Learn a vocabulary of at most `vocabulary_size` tokens; every text ends with EOS.
 
-    Where all words of the corpus fit into it, every word is a token and nothing else is: a closed corpus, such
-    as a generated one, needs no pieces, and a small model need not learn to avoid them. Otherwise byte-level
-    BPE, which writes any text.
+    Where all words of the corpus fit into it, every word is a token and nothing else is: a closed corpus,
+    such as a generated one, needs no pieces, and a small model need not learn to avoid them. Otherwise
+    byte-level BPE, which writes any text.
 
     Args:
         texts: prompts and responses of the training split, template included.
@@ -30,7 +30,9 @@ def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> PreTrainedTok
     words = Counter(word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text))
     if len(words) <= vocabulary_size - len(SPECIAL):
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-        trainer = trainers.WordLevelTrainer(vocab_size=vocabulary_size, special_tokens=SPECIAL)
+        trainer: trainers.Trainer = trainers.WordLevelTrainer(
+            vocab_size=vocabulary_size, special_tokens=SPECIAL
+        )
     else:
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
         trainer = trainers.BpeTrainer(

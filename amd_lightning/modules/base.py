@@ -68,6 +68,8 @@ class DistillationModule(L.LightningModule):
         self.update = 0
         self.tokens_seen = {"off": 0, "on": 0}
         self.latest: dict[str, float] = {}
+        self._started_at = self._logged_at = time.perf_counter()
+        self._logged_update = 0
 
     # -- what a method says --------------------------------------------------------------------
 
@@ -124,8 +126,10 @@ class DistillationModule(L.LightningModule):
         rollout = micro.rollout
         with torch.set_grad_enabled(keep_graph):
             student_hidden = self.student.hidden(rollout)
-        with torch.no_grad():
-            teacher_hidden = self.teacher.hidden(rollout) if self.teacher is not None else None
+        teacher_hidden = student_hidden.new_empty(len(student_hidden), 0)
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_hidden = self.teacher.hidden(rollout)
         mask = rollout.response_mask
         off_policy = rollout.off_policy.unsqueeze(-1).expand_as(mask)
         return Tokens(

@@ -28,7 +28,7 @@ class DivergenceModule(DistillationModule):
 
     def token_terms(self, tokens: Tokens, diagnose: bool) -> dict[str, Tensor]:
         log_q = self.student.log_probs(tokens.student_hidden)
-        if self.teacher is None or tokens.teacher_hidden is None:
+        if self.teacher is None:
             return {"distance": nll(log_q, tokens.actions)}
         with torch.no_grad():
             log_p = self.teacher.log_probs(tokens.teacher_hidden)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import PAD, tokenised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amd_lightning.data.datamodule import DistillationDataModule, UpdateSampler
+from tests.helpers import PAD, tokenised
 
 SIZES = {"rows": st.integers(1, 20), "batch_size": st.integers(1, 7), "seed": st.integers(0, 3)}
 

@@ -76,7 +76,7 @@ def test_the_order_of_training_is_the_same_every_time() -> None:
 @pytest.mark.parametrize("text", ["Kate: Yes, at noon!", "größer 😀"])
 def test_plain_transformers_loads_it(text: str, tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    loaded: Any = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded(text)["input_ids"] == TOKENIZER(text)["input_ids"]
     assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True).strip() == text
     assert (loaded.pad_token_id, loaded.eos_token_id, loaded.unk_token_id) == (0, 1, 2)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import t5
 
 from amd_lightning.data.embedded import is_correct, samsum_rows
 from amd_lightning.data.examples import Limits, PromptTemplate, TokenisedExample, collate, tokenise
@@ -14,6 +13,7 @@ from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all,
 from amd_lightning.evaluation.distances import mean_distances
 from amd_lightning.evaluation.harness import Evaluation, evaluate
 from amd_lightning.policies import Policy
+from tests.helpers import t5
 
 ROWS = [to_example(row) for row in samsum_rows("test", 7, 0)]
 TOKENIZER = train_tokenizer([example.prompt for example in ROWS], 280)

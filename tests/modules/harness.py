@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from helpers import PAD, VOCABULARY, t5, tokenised
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from amd_lightning.modules.optim import Optimisation
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler
 from amd_lightning.training import StageSpec, TrainerSpec, fit
+from tests.helpers import PAD, VOCABULARY, t5, tokenised
 
 CONSTANT = Optimisation(learning_rate=1e-2, schedule="constant")
 CRITIC = Optimisation(learning_rate=3e-2, betas=(0.5, 0.99), schedule="constant")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import EOS, rollout
-from modules.harness import module, train
 
 from amd_lightning.modules import diagnostics
 from amd_lightning.modules.diagnostics import TokenMeans, response_metrics, token_values
 from amd_lightning.types import Batch, Tokens
+from tests.helpers import EOS, rollout
+from tests.modules.harness import module, train
 
 
 def documented() -> set[str]:
@@ -23,7 +23,7 @@ def test_the_logged_names_are_the_documented_ones(tmp_path: Path) -> None:
     assert logged == documented() | {"update"}
 
 
-@pytest.mark.parametrize(("method", "beta"), [("kl", 0.5), ("closed_form", 0.5), ("rkl", 0.0), ("nll", 1.0)])
+@pytest.mark.parametrize("method, beta", [("kl", 0.5), ("closed_form", 0.5), ("rkl", 0.0), ("nll", 1.0)])
 def test_methods_log_the_same_names_as_far_as_these_have_a_meaning(
     method: str, beta: float, tmp_path: Path
 ) -> None:
@@ -54,7 +54,7 @@ def test_values_of_a_state_by_hand() -> None:
 def test_means_over_each_source_and_over_all() -> None:
     means = TokenMeans()
     for values, off in (([1.0, 2.0], [True, False]), ([3.0], [True])):
-        tokens = Tokens(torch.empty(0), None, torch.empty(0), torch.empty(0), torch.tensor(off))
+        tokens = Tokens(torch.empty(0), torch.empty(0), torch.empty(0), torch.empty(0), torch.tensor(off))
         means.add(tokens, {"tv": torch.tensor(values), "moment_gap": 2 * torch.tensor(values)})
     assert means.mean("tv", ["off"]) == 2.0
     assert means.mean("tv", ["on"]) == 2.0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from modules.harness import module, train
+
+from tests.modules.harness import module, train
 
 GOLDEN: dict[tuple[str, float], list[float]] = {
     ("residual", 0.5): [1.712006, 1.597363, 1.570987, 1.441202, 1.413656, 1.396308],
@@ -19,7 +20,7 @@ GOLDEN: dict[tuple[str, float], list[float]] = {
 
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="pinned on torch 2.13")
-@pytest.mark.parametrize(("method", "beta"), GOLDEN)
+@pytest.mark.parametrize("method, beta", GOLDEN)
 def test_losses(method: str, beta: float, tmp_path: Path) -> None:
     trained = train(module(method, beta, updates=6), tmp_path)
     losses = [row["train/loss"] for row in trained.logged]

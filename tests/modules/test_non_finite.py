@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from modules.harness import module, train
 from torch import Tensor
 
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.tracking import LastCheckpoint
+from tests.modules.harness import module, train
 
 
 def break_student(some: DistillationModule, at: int, how: str) -> None:
@@ -39,7 +39,7 @@ def break_critics(some: AdversarialModule, at: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    "what, said",
     [
         ("loss", "the student loss is inf at update 3"),
         ("gradient", "the gradient of the student loss is nan at update 3"),
