@@ -120,8 +120,8 @@ def require_same_vocabulary(
         )
     if teacher.vocabulary_size != student.vocabulary_size:
         raise ModelError(
-            f"teacher and student have {teacher.vocabulary_size:,} and {student.vocabulary_size:,} logits for "
-            "the same tokenizer; choose a student whose embedding has the teacher's size"
+            f"teacher and student have {teacher.vocabulary_size:,} and {student.vocabulary_size:,} logits "
+            "for the same tokenizer; choose a student whose embedding has the teacher's size"
         )
 
 
