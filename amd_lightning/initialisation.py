@@ -1,7 +1,7 @@
 """Weights for small T5s that are trained from scratch: attention that starts out as trained attention looks.
 
-With T5's own initialisation a model of a few hundred thousand parameters takes thousands of updates to
-learn to copy a name out of its prompt. Trained Transformers share two properties that can be set by hand
+With T5's own initialisation a model of a few hundred thousand parameters is slow to learn to copy a name
+out of its prompt. Trained Transformers share two properties that can be set by hand
 (Trockman & Kolter 2023, arXiv 2305.09828, "Mimetic initialization of self-attention layers"): queries and
 keys are alike, so that a token attends to tokens like itself, and the output projection undoes the value
 projection, so that what is attended to is copied. The relative biases are our own addition: heads begin
