@@ -159,7 +159,7 @@ def test_all_problems_of_a_command_line_come_at_once() -> None:
 
 
 def test_every_bad_point_of_a_sweep_is_named_before_the_first_runs() -> None:
-    assert refusals("-m objective.beta=0,7,0.5,8 critic.steps=1,0 objective.bta=1,2 objective=amm,kdd") == [
+    assert refusals("-m objective.beta=0,7,8 critic.steps=1,0 objective.bta=1 objective=amm,kdd") == [
         "objective.bta is not a knob; did you mean objective.beta?",
         f"objective=kdd is not an option; choose {OBJECTIVES}",
         "critic.steps=0 must be at least 1",
