@@ -13,7 +13,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from rich.progress import BarColumn, TimeRemainingColumn
 
 from amd_lightning.errors import UserError
 from amd_lightning.modules.base import DistillationModule
@@ -96,11 +98,23 @@ class StageBar(RichProgressBar):
         super().__init__(refresh_rate=1, leave=True)
         self.stage = stage
 
+    def configure_columns(self, trainer: L.Trainer) -> list[Any]:
+        """Lightning's, with a short bar and the time left alone: loss and gaps are to fit in 80 columns."""
+        columns = []
+        for column in super().configure_columns(trainer):
+            if isinstance(column, BarColumn):
+                column.bar_width = 6
+            short = isinstance(column, CustomTimeColumn)
+            columns.append(TimeRemainingColumn(compact=True) if short else column)
+        return columns
+
     def _get_train_description(self, current_epoch: int) -> str:
         return self.stage
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return _shown(getattr(pl_module, "latest", {}))
+        shown = _shown(getattr(pl_module, "latest", {}))
+        shown.pop("2TV on", None)  # in the lines, and in metrics.csv
+        return shown
 
 
 class StageLines(Callback):

@@ -31,7 +31,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> PreTrainedTok
     if len(words) <= vocabulary_size - len(SPECIAL):
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
         trainer: trainers.Trainer = trainers.WordLevelTrainer(
-            vocab_size=vocabulary_size, special_tokens=SPECIAL
+            vocab_size=vocabulary_size, special_tokens=SPECIAL, show_progress=False
         )
     else:
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
