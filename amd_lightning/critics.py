@@ -103,7 +103,7 @@ class CriticPair(nn.Module):
     @property
     def learns(self) -> bool:
         """Whether there is anything to train."""
-        return any(True for _ in self.parameters())
+        return self.off_policy.learns or self.on_policy.learns
 
     def forward(self, tokens: Tokens, log_ratio: Tensor) -> Tensor:
         """f at every state, from the critic of its source. Packed tokens, log p/q [N, V] -> [N, V]."""

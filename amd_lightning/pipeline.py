@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Part of every key: raised when a stage comes to mean something else."""
 
-
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
@@ -147,8 +146,8 @@ class Pipeline:
         """All stages; the student's model folder is `folder/student`."""
         rows: dict[str, list[Example]] = {split: self.spec.task.load(split) for split in SPLITS}
         self._prepare_text(rows)
-        self.teacher, teacher_key = self._model("teacher", self.spec.teacher)
-        start, start_key = self._model("student_start", self.spec.student)
+        self.teacher, teacher_key = self._model("teacher", self.spec.teacher, teacher=None)
+        start, start_key = self._model("student_start", self.spec.student, self.teacher)
         self._evaluate_once("teacher", self.teacher, teacher_key, teacher_key)
         self._evaluate_once("student_start", start, start_key, teacher_key)
 
@@ -202,7 +201,7 @@ class Pipeline:
 
     # -- teacher and student start -------------------------------------------------------------
 
-    def _model(self, who: str, spec: ModelSpec) -> tuple[Policy, Any]:
+    def _model(self, who: str, spec: ModelSpec, teacher: Policy | None) -> tuple[Policy, Any]:
         """The teacher or the student start: fine-tuned on the training split, or as it was loaded.
 
         Returns the policy and what identifies it in the keys of later stages.
@@ -213,13 +212,13 @@ class Pipeline:
         else:
             identity = {"architecture": dict(spec.architecture)}
         if spec.stage.updates == 0 and spec.path is not None:
-            policy = self._initial(spec)
+            policy = self._initial(spec, teacher)
             self.outcome.parameters[who] = policy.parameter_count
             return policy.to(self.device), {**identity, "dtype": spec.dtype}
 
         def make(folder: Path) -> None:
             L.seed_everything(seed, verbose=False)
-            policy = self._initial(spec)
+            policy = self._initial(spec, teacher)
             module = self.spec.make_fine_tuning(policy, spec.stage)
             fit(
                 module,
@@ -247,9 +246,8 @@ class Pipeline:
         self.outcome.parameters[who] = policy.parameter_count
         return policy.to(self.device), artifact.key
 
-    def _initial(self, spec: ModelSpec) -> Policy:
-        """A model before its stage: loaded, with its vocabulary checked, or built with fresh weights."""
-        teacher = getattr(self, "teacher", None)
+    def _initial(self, spec: ModelSpec, teacher: Policy | None) -> Policy:
+        """A model before its stage: loaded, its vocabulary checked against the teacher's, or built anew."""
         if spec.path is None:
             return build_t5(
                 spec.architecture,
