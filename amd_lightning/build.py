@@ -49,7 +49,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
     """The run that a validated config describes.
 
     Args:
-        config: without problems (see `config.problems`).
+        config: without problems (see `rules.problems`).
         logged_config: the same as plain values without secrets, for W&B.
     """
     folder = Path(config.output_dir)

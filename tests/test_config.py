@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from amd_lightning import conf_dir
 from amd_lightning import config as schema
 from amd_lightning.cli import validated
-from amd_lightning.config import RunConfig, ignored_options, problems
+from amd_lightning.config import RunConfig
 from amd_lightning.errors import ConfigError
+from amd_lightning.rules import ignored_options, problems
 
 PACKAGE = Path(schema.__file__).parent
 LIMITS = {"low", "high", "above", "below", "choices"}

@@ -47,13 +47,14 @@ LAYERS = {
     "tracking": "modules types errors",
     "training": "data modules tracking types errors",
     "config": "errors",
+    "rules": "config",
     "analysis.runs": "errors",
     "analysis.figures": "analysis.runs errors",
     "analysis.tables": "analysis.runs errors",
     "pipeline": STAGES,
     "results": "pipeline errors",
     "build": f"{STAGES} pipeline config",
-    "cli": "config errors",
+    "cli": "config rules errors",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.

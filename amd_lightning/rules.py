@@ -1,0 +1,165 @@
+"""The rules of a run: what is wrong with a configuration, all of it at once, and what it would ignore.
+
+`config.py` says what each knob is and how far it may go; here stand the ranges' check, the rules between
+knobs, and the options that a run would have no use for.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from amd_lightning.config import CriticKind, Distance, RunConfig, Schedule, Source, WandbMode, Writer
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Every value out of its range and every rule between knobs that is broken, one line each."""
+    return [*_range_problems(config, ""), *_rule_problems(config)]
+
+
+def _range_problems(group: Any, prefix: str) -> Iterator[str]:
+    for knob_field in fields(group):
+        name, value = prefix + knob_field.name, getattr(group, knob_field.name)
+        if is_dataclass(value):
+            yield from _range_problems(value, name + ".")
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and (wrong := _outside(item, knob_field.metadata)):
+                yield f"{name}={item} {wrong}"
+
+
+def _outside(value: Any, limits: Any) -> str | None:
+    """What is wrong with a value, or None."""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"is not one of {', '.join(limits['choices'])}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
+    inside = (
+        ("low", lambda bound: value >= bound, "must be at least"),
+        ("high", lambda bound: value <= bound, "must be at most"),
+        ("above", lambda bound: value > bound, "must be greater than"),
+        ("below", lambda bound: value < bound, "must be less than"),
+    )
+    wrong = [
+        f"{words} {limits[kind]}"
+        for kind, holds, words in inside
+        if kind in limits and not holds(limits[kind])
+    ]
+    return " and ".join(wrong) or None
+
+
+def _rule_problems(config: RunConfig) -> Iterator[str]:
+    data, pair, optim = config.data, config.pair, config.optim
+    if data.source is Source.files and data.path is None:
+        yield "data.source=files needs data.path=DIR, a directory with train, valid and test files"
+    for name, model, stage in (
+        ("teacher", pair.teacher, optim.teacher),
+        ("student", pair.student, optim.student_start),
+    ):
+        key = "student_start" if name == "student" else "teacher"
+        if model.path is None and stage.updates == 0:
+            yield (
+                f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; "
+                f"train it or set pair.{name}.path"
+            )
+    for name, model in (("teacher", pair.teacher), ("student", pair.student)):
+        depth = model.architecture
+        if model.path is None and depth.num_decoder_layers > depth.num_layers:
+            # transformers sizes the KV cache of a T5 by its encoder.
+            yield (
+                f"pair.{name}.architecture.num_decoder_layers={depth.num_decoder_layers} must be at most "
+                f"num_layers={depth.num_layers}: transformers cannot generate with a deeper decoder"
+            )
+    if pair.student.path is not None and pair.teacher.path is None:
+        yield (
+            "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher "
+            "would not be the student's"
+        )
+    if optim.student.updates == 0:
+        yield "optim.student.updates=0 distils nothing"
+    for key, stage in (
+        ("teacher", optim.teacher),
+        ("student_start", optim.student_start),
+        ("student", optim.student),
+    ):
+        if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+            micro = f"optim.{key}.micro_batch_size={stage.micro_batch_size}"
+            yield f"optim.{key}.batch_size={stage.batch_size} is not divisible by {micro}"
+        if stage.updates and stage.warmup_updates >= stage.updates:
+            updates = f"optim.{key}.updates={stage.updates}"
+            yield f"optim.{key}.warmup_updates={stage.warmup_updates} leaves nothing of {updates}"
+    for key, optimiser in (
+        ("teacher", optim.teacher),
+        ("student_start", optim.student_start),
+        ("student", optim.student),
+        ("critic", optim.critic),
+    ):
+        if len(optimiser.betas) != 2:
+            yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
+    if config.evaluation.metric in ("accuracy", "sampled_accuracy") and data.source is not Source.embedded:
+        yield (
+            f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with "
+            f"data.source={data.source}; use rouge_l"
+        )
+
+
+def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> dict[str, str]:
+    """Options that were asked for by name and that this run would ignore, each with what to say about it.
+
+    Args:
+        config: the composed run.
+        asked_for: the keys of the command line's overrides, such as "critic.steps" or "critic".
+    """
+    found = {}
+    for applies, prefix, reason, *remedy in _ignoring_rules(config):
+        for key in asked_for:
+            if applies and (key == prefix or key.startswith(prefix + ".")) and key not in NEVER_IGNORED:
+                found[key] = (
+                    f"{key} would be ignored with {reason}; {remedy[0] if remedy else 'leave it out'}"
+                )
+    return found
+
+
+NEVER_IGNORED = (
+    "logger.wandb.mode",
+    "optim.teacher.updates",
+    "optim.student_start.updates",
+)
+"""Each decides whether its neighbours are."""
+
+
+def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
+    """(whether it holds, the knob or section that is then ignored, why, a remedy if not to leave it out)."""
+    data, pair, objective, optim = config.data, config.pair, config.objective, config.optim
+    no_critic = f"objective.distance={objective.distance}, which has no critic"
+    not_moments = objective.distance is not Distance.moment_matching
+    closed_form = not not_moments and config.critic.kind is CriticKind.closed_form
+    for key in ("critic", "optim.critic"):
+        yield not_moments, key, no_critic
+    for key in ("critic.steps", "critic.rank", "optim.critic"):
+        yield closed_form, key, "critic=closed_form, which learns nothing"
+    yield objective.beta == 1.0, "rollout.temperature", "objective.beta=1, which never samples the student"
+    no_off_policy = "objective.beta=0, which uses no off-policy states"
+    yield objective.beta == 0.0, "rollout.off_policy", no_off_policy
+    teacher_writes = config.rollout.off_policy is Writer.teacher
+    yield objective.beta == 0.0 and teacher_writes, "rollout", no_off_policy
+    source = f"data.source={data.source}"
+    yield data.source is not Source.embedded, "data.seed", source
+    no_files, no_hub = data.source is not Source.files, data.source is not Source.hub
+    yield no_files and data.path is not None, "data.path", source, "add data.source=files"
+    yield no_hub and data.revision is not None, "data.revision", source
+    for name, model, stage in (
+        ("teacher", pair.teacher, "teacher"),
+        ("student", pair.student, "student_start"),
+    ):
+        yield model.path is not None, f"pair.{name}.architecture", f"pair.{name}.path={model.path}"
+        yield model.path is None, f"pair.{name}.revision", f"pair.{name}.path=null"
+        yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
+    brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"
+    yield pair.teacher.path is not None, "pair.tokenizer", brings
+    for name in ("teacher", "student_start", "student", "critic"):
+        constant = getattr(optim, name).schedule is Schedule.constant
+        yield constant, f"optim.{name}.final_share", f"optim.{name}.schedule=constant"
+    yield config.logger.wandb.mode is WandbMode.disabled, "logger.wandb", "logger.wandb.mode=disabled"
+    yield not config.cache.enabled, "cache.dir", "cache=off"
+    yield config.evaluation.num_beams == 1, "evaluation.length_penalty", "evaluation.num_beams=1"
