@@ -1,20 +1,24 @@
 """RunConfig -> objects: the only file that knows both the configuration and the classes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.config import (
+    Actions,
     CriticConfig,
     CriticKind,
     DataConfig,
     Distance,
+    Features,
     ModelConfig,
+    ObjectiveConfig,
     OptimiserConfig,
     RunConfig,
     StageConfig,
@@ -24,9 +28,12 @@ from amd_lightning.critics import (
     ClosedFormCritic,
     CriticHead,
     CriticPair,
+    KernelCritic,
     LearnedCritic,
     QCritic,
     ResidualCritic,
+    SignCritic,
+    TanhCritic,
 )
 from amd_lightning.data import samsum
 from amd_lightning.data.embedded import is_correct
@@ -35,10 +42,13 @@ from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.divergence import DivergenceModule
+from amd_lightning.modules.horizon import Horizon, SequenceKernel
 from amd_lightning.modules.optim import Optimisation
-from amd_lightning.pipeline import EvaluationSpec, ModelSpec, RunSpec, Task
+from amd_lightning.objectives.divergences import PARAMETERS
+from amd_lightning.objectives.support import Support, full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler
+from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task
 from amd_lightning.tracking import WandbSettings, wandb_logger
 from amd_lightning.training import StageSpec, TrainerSpec
 
@@ -75,6 +85,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
             ),
             samples=config.evaluation.samples,
             seed=config.evaluation.seed,
+            diagnose_every=config.evaluation.diagnose_every,
         ),
         trainer=TrainerSpec(
             accelerator=config.trainer.accelerator,
@@ -95,28 +106,46 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
     """The method: a divergence, or the game against critics."""
     objective, rollout, stage = config.objective, config.rollout, _stage(config.optim.student)
     shared: dict[str, Any] = {
-        "sampler": HfSampler(config.data.max_response_tokens, rollout.temperature),
+        "sampler": HfSampler(
+            config.data.max_response_tokens,
+            rollout.temperature,
+            rollout.responses,
+            teacher if rollout.teacher_share else None,
+            rollout.teacher_share,
+        ),
         "beta": objective.beta,
         "normalise": str(objective.normalise),
         "optimisation": stage.optimisation,
         "updates": stage.updates,
         "micro_batch_size": stage.micro_batch_size,
         "log_every": config.trainer.log_every,
+        "temperatures": (objective.teacher_temperature, objective.student_temperature),
+        "horizon": _horizon(objective),
+        "kernel": _sequence_kernel(objective),
+        "teacher_share": rollout.teacher_share,
+        "chunk_tokens": config.trainer.chunk_tokens,
     }
     if objective.distance is Distance.moment_matching:
+        off_policy = _critic(config.critic, student, teacher)
+        one = config.critic.shared or not off_policy.learns
+        on_policy = off_policy if one else _critic(config.critic, student, teacher)
         return AdversarialModule(
             student,
             teacher,
-            critics=CriticPair(
-                _critic(config.critic, student, teacher), _critic(config.critic, student, teacher)
-            ),
+            critics=CriticPair(off_policy, on_policy),
+            support=_support(config.critic, student.vocabulary_size),
+            ridge=config.critic.ridge,
             critic_optimisation=_optimisation(config.optim.critic),
             critic_steps_per_update=config.critic.steps,
             **shared,
         )
     needs_teacher = objective.distance is not Distance.nll or objective.beta < 1.0
     return DivergenceModule(
-        student, teacher if needs_teacher else None, distance=str(objective.distance), **shared
+        student,
+        teacher if needs_teacher else None,
+        distance=str(objective.distance),
+        parameters={name: getattr(objective, name) for name in PARAMETERS.get(str(objective.distance), ())},
+        **shared,
     )
 
 
@@ -187,11 +216,61 @@ def _optimisation(optimiser: OptimiserConfig) -> Optimisation:
 
 
 def _critic(critic: CriticConfig, student: Policy, teacher: Policy) -> QCritic:
-    if critic.kind is CriticKind.closed_form:
-        return ClosedFormCritic(critic.alpha, critic.ridge)
-    head = CriticHead(student.hidden_size, teacher.hidden_size, student.vocabulary_size, critic.rank)
-    kind = ResidualCritic if critic.kind is CriticKind.residual else LearnedCritic
-    return kind(head, critic.alpha, critic.ridge)
+    match critic.kind:
+        case CriticKind.closed_form:
+            return ClosedFormCritic(critic.alpha, critic.ridge)
+        case CriticKind.sign:
+            return SignCritic()
+        case CriticKind.kernel:
+            return KernelCritic(teacher.token_embeddings)
+    head = CriticHead(
+        0 if critic.features is Features.teacher else student.hidden_size,
+        0 if critic.features is Features.student else teacher.hidden_size,
+        student.vocabulary_size,
+        critic.rank,
+    )
+    match critic.kind:
+        case CriticKind.residual:
+            return ResidualCritic(head, critic.alpha, critic.ridge)
+        case CriticKind.tanh:
+            return TanhCritic(head)
+        case CriticKind.learned | CriticKind.linear:
+            return LearnedCritic(head)
+    raise AssertionError(critic.kind)
+
+
+FULL_BELOW = 16
+"""Gathering k rows of a critic's head takes as long as multiplying with about 16 k of them."""
+
+
+def _support(critic: CriticConfig, vocabulary_size: int) -> Callable[[Tensor, Tensor], Support]:
+    actions = critic.actions
+    if actions is Actions.auto:
+        actions = Actions.full if vocabulary_size < FULL_BELOW * critic.top_k else Actions.top_k
+    if actions is Actions.full:
+        return partial(full_support, alpha=critic.alpha)
+    if actions is Actions.top_k:
+        return partial(top_k_support, alpha=critic.alpha, k=critic.top_k)
+    return partial(sampled_support, alpha=critic.alpha, samples=critic.samples)
+
+
+def _horizon(objective: ObjectiveConfig) -> Horizon | None:
+    horizon = objective.horizon
+    if horizon.gamma == 0.0 or objective.beta == 1.0:
+        return None
+    return Horizon(
+        discount=horizon.gamma,
+        returns=str(horizon.returns),
+        baseline=str(horizon.baseline),
+        centre=horizon.centre,
+        length_normalise=horizon.length_normalise,
+    )
+
+
+def _sequence_kernel(objective: ObjectiveConfig) -> SequenceKernel | None:
+    if objective.kernel.weight == 0.0 or objective.beta == 1.0:
+        return None
+    return SequenceKernel(objective.kernel.weight, objective.kernel.ngram)
 
 
 def _loggers(config: RunConfig, folder: Path, logged_config: Mapping[str, Any]) -> list[Logger]:

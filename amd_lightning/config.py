@@ -18,6 +18,13 @@ class Distance(StrEnum):
     moment_matching = "moment_matching"
     kl = "kl"
     rkl = "rkl"
+    js = "js"
+    tv = "tv"
+    skew_kl = "skew_kl"
+    skew_rkl = "skew_rkl"
+    jeffreys = "jeffreys"
+    akl = "akl"
+    alpha_beta = "alpha_beta"
     nll = "nll"
 
 
@@ -26,7 +33,43 @@ class CriticKind(StrEnum):
 
     residual = "residual"
     learned = "learned"
+    linear = "linear"
+    tanh = "tanh"
     closed_form = "closed_form"
+    sign = "sign"
+    kernel = "kernel"
+
+
+class Features(StrEnum):
+    """What a critic with a head sees of a state."""
+
+    both = "both"
+    student = "student"
+    teacher = "teacher"
+
+
+class Actions(StrEnum):
+    """Which actions the critics' expectations are taken over."""
+
+    auto = "auto"
+    full = "full"
+    top_k = "top_k"
+    sampled = "sampled"
+
+
+class Returns(StrEnum):
+    """What stands for the cost of a later state."""
+
+    expected = "expected"
+    sampled = "sampled"
+
+
+class Baseline(StrEnum):
+    """What is subtracted from the returns."""
+
+    none = "none"
+    time_step = "time_step"
+    leave_one_out = "leave_one_out"
 
 
 class Source(StrEnum):
@@ -178,6 +221,38 @@ class PairConfig:
 
 
 @dataclass
+class HorizonConfig:
+    """How far an action is held responsible for what follows it, on student-written states."""
+
+    gamma: float = knob(
+        0.0,
+        "what a distance one step later counts; 0: nothing (the usual), 1: unbiased, as MiniLLM's returns",
+        low=0.0,
+        high=1.0,
+    )
+    returns: Returns = knob(
+        Returns.expected,
+        "expected: the distance itself at later states; sampled: estimated by the action written there",
+    )
+    baseline: Baseline = knob(
+        Baseline.time_step,
+        "subtracted from returns: none, the other responses' at the same step (time_step), or those to the "
+        "same prompt alone (leave_one_out)",
+    )
+    centre: bool = knob(True, "subtract the token mean from the distances, so that ending early is no gain")
+    length_normalise: bool = knob(False, "divide returns by the number of later tokens, as MiniLLM does")
+
+
+@dataclass
+class KernelConfig:
+    """A sequence-level term: responses as near to the teacher's samples as these are to each other."""
+
+    weight: float = knob(0.0, "weight of the term beside the distance; 0 leaves it out", low=0.0)
+    teacher_samples: int = knob(8, "M, the teacher's samples for every prompt (cached)", low=1)
+    ngram: int = knob(2, "longest n-gram whose counts make the similarity", low=1)
+
+
+@dataclass
 class ObjectiveConfig:
     """A distance x a beta: J = beta·off + (1 − beta)·on."""
 
@@ -191,6 +266,23 @@ class ObjectiveConfig:
     normalise: Normalise = knob(
         Normalise.token, "each source's loss is a mean over its tokens, or over its sequences"
     )
+    js_mixture: float = knob(0.5, "js: the teacher's share of the middle", low=0.0, high=1.0)
+    skew: float = knob(
+        0.1, "skew_kl, skew_rkl: how much of the first distribution is in the second", low=0.0, below=1.0
+    )
+    akl_head: float = knob(
+        0.5, "akl: the teacher's probability that makes the head of its distribution", above=0.0, below=1.0
+    )
+    ab_alpha: float = knob(0.2, "alpha_beta: exponent of the teacher's probabilities", low=0.0)
+    ab_beta: float = knob(0.7, "alpha_beta: exponent of the student's probabilities", low=0.0)
+    teacher_temperature: float = knob(
+        1.0, "divides the teacher's logits in the distance; the loss is not rescaled", above=0.0
+    )
+    student_temperature: float = knob(
+        1.0, "divides the student's logits in the distance; the loss is not rescaled", above=0.0
+    )
+    horizon: HorizonConfig = section(HorizonConfig, HorizonConfig.__doc__ or "")
+    kernel: KernelConfig = section(KernelConfig, KernelConfig.__doc__ or "")
 
 
 @dataclass
@@ -198,7 +290,9 @@ class CriticConfig:
     """The Q-critics of distance=moment_matching."""
 
     kind: CriticKind = knob(
-        CriticKind.residual, "residual (closed form + learned shift), learned, or closed_form"
+        CriticKind.residual,
+        "residual (closed form + learned shift), learned (unbounded, ridge), linear and tanh (plain forms), "
+        "closed_form, sign (2TV), kernel (unit ball over the teacher's token embeddings)",
     )
     alpha: float = knob(
         0.5,
@@ -207,10 +301,20 @@ class CriticConfig:
         below=1.0,
     )
     ridge: float = knob(
-        2.0, "weight of the ridge; 2 at alpha .5 makes the closed form tanh(½ log p/q)", above=0.0
+        2.0, "weight of the ridge; 2 at alpha .5 makes the closed form tanh(½ log p/q)", low=0.0
     )
     steps: int = knob(3, "K, critic ascent steps an update, on the same batch", low=1)
     rank: int = knob(64, "hidden width of the critic's head", low=1)
+    features: Features = knob(Features.both, "whose hidden state the head sees: both, student or teacher")
+    shared: bool = knob(False, "one critic for off- and on-policy states in place of two")
+    actions: Actions = knob(
+        Actions.auto,
+        "what critic steps look at: top_k (the likeliest actions, and the rest lumped into one), sampled "
+        "(draws from both policies), full (keeps [N, V] of a batch in memory); auto: full where the "
+        "vocabulary is under 16 times top_k, else top_k",
+    )
+    top_k: int = knob(64, "actions=top_k and auto: how many", low=1)
+    samples: int = knob(32, "actions=sampled: draws from each policy at each state", low=1)
 
 
 @dataclass
@@ -221,6 +325,14 @@ class RolloutConfig:
         Writer.data, "off-policy responses: the data's, or the teacher's (sampled once, cached)"
     )
     temperature: float = knob(1.0, "temperature at which the student writes its own states", above=0.0)
+    responses: int = knob(1, "responses that the student writes to each prompt", low=1)
+    teacher_share: float = knob(
+        0.0,
+        "the teacher's share of the mixture that student-written states are drawn from; tokens are weighed "
+        "by their importance (MiniLLM's teacher-mixed sampling)",
+        low=0.0,
+        below=1.0,
+    )
 
 
 @dataclass
@@ -268,8 +380,19 @@ class EvaluationConfig:
         1.0, "exponent of the length that beam search divides a score by; above 0 favours long responses"
     )
     batch_size: int = knob(64, "prompts decoded together", low=1)
-    samples: int = knob(1, "responses sampled at temperature 1 for each prompt", low=1)
+    samples: int = knob(
+        4,
+        "responses sampled at temperature 1 for each prompt, by the student and by the teacher; gaps between "
+        "whole responses need 2",
+        low=1,
+    )
     seed: int = knob(10, "seed of these samples", low=0)
+    diagnose_every: int = knob(
+        1,
+        "every so many validations measure the probe and the gaps of whole responses too; 0 for the last one "
+        "only",
+        low=0,
+    )
     metric: str = knob(
         "rouge_l",
         "what the run returns to a sweeper, measured on the validation split",
@@ -284,6 +407,12 @@ class EvaluationConfig:
             "kl_on",
             "rkl_off",
             "rkl_on",
+            "js_off",
+            "js_on",
+            "probe_off",
+            "probe_on",
+            "exact_match",
+            "mmd_squared",
         ),
     )
 
@@ -297,6 +426,9 @@ class TrainerConfig:
         "32-true", "numeric precision of training", choices=("32-true", "bf16-true", "bf16-mixed")
     )
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
+    chunk_tokens: int | None = knob(
+        None, "tokens whose logits are in memory at once; null: as many as have 8 million logits, 64 at least", low=1
+    )
     log_every: int = knob(10, "updates between two rows of metrics.csv", low=1)
     validate_every: int = knob(
         MISSING, "updates between two validations while distilling; 0 for the last one only", low=0

@@ -1,7 +1,7 @@
-"""The stages of a run: teacher → student start → teacher responses → distil → evaluate.
+"""The stages of a run: teacher → student start → teacher's samples and responses → distil → evaluate.
 
 Everything before distillation is an artifact whose key is a digest of exactly what determines it, so
-runs that differ in β, distance or critic share teacher, student start and teacher responses. Every
+runs that differ in β, distance or critic share teacher, student start and what the teacher wrote. Every
 stage seeds itself and reads its inputs from stored files: whether an artifact was made or found changes
 no number.
 """
@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
-from amd_lightning.cache import Artifact, ArtifactCache
+from amd_lightning.cache import Artifact
 from amd_lightning.data.embedded import Split
-from amd_lightning.data.examples import Example, Limits, PromptTemplate, TokenisedExample, digest, tokenise
+from amd_lightning.data.examples import Example, TokenisedExample, digest, tokenise
 from amd_lightning.data.tokenizer import train_tokenizer
-from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
+from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation, evaluate
-from amd_lightning.evaluation.metrics import Checker
 from amd_lightning.models import (
     build_t5,
     fingerprint,
@@ -35,78 +34,20 @@ from amd_lightning.models import (
 )
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
+from amd_lightning.spec import ModelSpec, RunSpec
 from amd_lightning.tracking import LastCheckpoint, Validate, csv_logger
-from amd_lightning.training import StageSpec, TrainerSpec, device_of, fit, seed_for
+from amd_lightning.training import device_of, fit, seed_for
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Part of every key: raised when a stage comes to mean something else."""
 
+DIAGNOSTICS = 1
+"""Part of every evaluation's key: raised when what it measures changes."""
+
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-
-
-class ModelSpec(NamedTuple):
-    """A model to load (`path`) or to build (`architecture`), then fine-tuned as `stage` says."""
-
-    path: str | None
-    revision: str | None
-    dtype: str
-    architecture: Mapping[str, Any]
-    stage: StageSpec
-
-
-class Task(NamedTuple):
-    """A data set: `load` gives the examples of "train", "valid" or "test"; `checker` is None where a
-    response has no right or wrong."""
-
-    name: str
-    load: Callable[[str], list[Example]]
-    template: PromptTemplate
-    limits: Limits
-    checker: Checker | None
-
-
-class EvaluationSpec(NamedTuple):
-    """How held-out prompts are answered; the same for validation and test."""
-
-    decoding: Decoding
-    samples: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """A run as plain values; `build.py` makes it from a config.
-
-    Attributes:
-        task: the data.
-        teacher, student: the pair; `vocabulary_size` is that of the tokenizer which is trained for a pair
-            built from its config, `pair_seed` that of teacher and student start.
-        distillation: how the student is distilled, with `make_module` (student, teacher) -> the method;
-            `make_fine_tuning` (policy, stage) -> maximum likelihood, for teacher and student start.
-        teacher_writes: off-policy states are the teacher's responses rather than the data's.
-        evaluation, trainer: shared by all stages.
-        cache, folder: where artifacts and the run's own files go.
-        loggers: of the distillation stage, made when it begins.
-        seed: of distillation.
-    """
-
-    task: Task
-    teacher: ModelSpec
-    student: ModelSpec
-    vocabulary_size: int
-    pair_seed: int
-    distillation: StageSpec
-    make_module: Callable[[Policy, Policy], DistillationModule]
-    make_fine_tuning: Callable[[Policy, StageSpec], DistillationModule]
-    teacher_writes: bool
-    evaluation: EvaluationSpec
-    trainer: TrainerSpec
-    cache: ArtifactCache
-    folder: Path
-    loggers: Callable[[], list[Logger]]
-    seed: int
+HELD_OUT: tuple[Split, ...] = ("valid", "test")
 
 
 @dataclass
@@ -148,6 +89,7 @@ class Pipeline:
         self._prepare_text(rows)
         self.teacher, teacher_key = self._model("teacher", self.spec.teacher, teacher=None)
         start, start_key = self._model("student_start", self.spec.student, self.teacher)
+        self.teacher_samples = {split: self._teacher_samples(split, teacher_key) for split in HELD_OUT}
         self._evaluate_once("teacher", self.teacher, teacher_key, teacher_key)
         self._evaluate_once("student_start", start, start_key, teacher_key)
 
@@ -260,7 +202,7 @@ class Pipeline:
             require_same_vocabulary(teacher, policy, self.tokenizer, tokenizer)
         return policy
 
-    # -- teacher responses ---------------------------------------------------------------------
+    # -- what the teacher writes ---------------------------------------------------------------
 
     def _teacher_responses(self, teacher_key: Any) -> list[TokenisedExample]:
         """The training split with one response sampled from the teacher in place of each of the data's."""
@@ -286,6 +228,34 @@ class Pipeline:
         responses = json.loads((artifact.path / "responses.json").read_text())
         return [example._replace(response_ids=ids) for example, ids in zip(examples, responses, strict=True)]
 
+    def _teacher_samples(self, split: Split, teacher_key: Any) -> list[list[list[int]]]:
+        """The teacher's draws that everybody's whole responses are compared with: the ids of one response
+        to every row of the split, as many times as there are samples."""
+        examples, evaluation = self.splits[split], self.spec.evaluation
+        decoding, seed = evaluation.decoding, seed_for(f"teacher_samples_{split}", evaluation.seed)
+
+        def make(folder: Path) -> None:
+            order = list(batches(examples, decoding.batch_size))
+            draws = [
+                respond_to_all(
+                    self.teacher, examples, decoding, pad_id=self.tokenizer.pad_token_id, seed=seed + draw
+                )
+                for draw in range(evaluation.samples)
+            ]
+            (folder / "samples.json").write_text(json.dumps([response_tokens(draw, order) for draw in draws]))
+
+        inputs = {
+            "teacher": teacher_key,
+            "data": self.data_inputs[split],
+            "max_tokens": decoding.max_tokens,
+            "batch_size": decoding.batch_size,
+            "samples": evaluation.samples,
+            "seed": seed,
+        }
+        artifact = self._artifact("teacher_samples", inputs, make, name=f"teacher_samples_{split}")
+        draws: list[list[list[int]]] = json.loads((artifact.path / "samples.json").read_text())
+        return draws
+
     # -- distillation --------------------------------------------------------------------------
 
     def _distil(self, student: Policy, stored: list[TokenisedExample]) -> Policy:
@@ -293,7 +263,11 @@ class Pipeline:
         spec = self.spec
         L.seed_everything(seed_for("distil", spec.seed), verbose=False)
         module = spec.make_module(student, self.teacher)
-        validate = Validate(spec.trainer.validate_every, lambda: self._evaluate(student, "valid").metrics)
+
+        def measure() -> Mapping[str, float | None]:
+            return self._evaluate(student, "valid", self._diagnosed(module)).metrics
+
+        validate = Validate(spec.trainer.validate_every, measure)
         self.outcome.loggers = [csv_logger(spec.folder), *spec.loggers()]
         with self._timed("distil"):
             fit(
@@ -331,6 +305,7 @@ class Pipeline:
             "samples": evaluation.samples,
             "seed": evaluation.seed,
             "checker": self.spec.task.checker is not None,
+            "diagnostics": DIAGNOSTICS,
         }
 
         def make(folder: Path) -> None:
@@ -341,7 +316,14 @@ class Pipeline:
         stored = json.loads((artifact.path / "evaluation.json").read_text())
         self.outcome.evaluations[who] = Evaluation(**stored)
 
-    def _evaluate(self, policy: Policy, split: str) -> Evaluation:
+    def _diagnosed(self, module: DistillationModule) -> bool:
+        """Whether the validation at this update measures everything."""
+        every = self.spec.evaluation.diagnose_every
+        if module.update == module.updates:
+            return True
+        return every > 0 and (module.update // self.spec.trainer.validate_every) % every == 0
+
+    def _evaluate(self, policy: Policy, split: Split, diagnose: bool = True) -> Evaluation:
         evaluation = self.spec.evaluation
         return evaluate(
             policy,
@@ -352,17 +334,22 @@ class Pipeline:
             checker=self.spec.task.checker,
             samples=evaluation.samples,
             seed=evaluation.seed,
+            teacher_samples=self.teacher_samples[split] if diagnose else None,
         )
 
     # -- bookkeeping ---------------------------------------------------------------------------
 
-    def _artifact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Artifact:
+    def _artifact(
+        self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None], name: str | None = None
+    ) -> Artifact:
+        """An artifact, noted in the outcome under `name` where a run has several of a kind."""
         artifact = self.spec.cache.get_or_make(kind, {"format": FORMAT, **inputs}, make)
-        self.outcome.seconds[kind] = artifact.seconds
-        self.outcome.cached[kind] = artifact.cached
-        self.outcome.keys[kind] = artifact.key
+        name = name or kind
+        self.outcome.seconds[name] = artifact.seconds
+        self.outcome.cached[name] = artifact.cached
+        self.outcome.keys[name] = artifact.key
         state = "found in the cache" if artifact.cached else f"made in {artifact.seconds:.1f} s"
-        log.info("%s: %s (%s)", kind.replace("_", " "), state, artifact.path)
+        log.info("%s: %s (%s)", name.replace("_", " "), state, artifact.path)
         return artifact
 
     @contextmanager

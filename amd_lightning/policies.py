@@ -4,12 +4,14 @@ The only file that shifts responses or takes padding away. Everybody else sees N
 tokens: their features [N, D], and a head that turns features into logits [N, V].
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from amd_lightning.errors import ModelError
 from amd_lightning.types import PromptBatch, Rollout
@@ -75,10 +77,24 @@ class Policy(nn.Module):
         bias = getattr(self.model, "final_logits_bias", None)  # BART's
         return logits if bias is None else logits + bias
 
-    def log_probs(self, hidden: Tensor) -> Tensor:
-        """Normalised log-probabilities [N, V], in float32 or wider whatever the model's precision."""
+    @property
+    def head_parameters(self) -> list[Tensor]:
+        """What `logits` is made of: the head's own parameters, adapters included, tied or not."""
+        return list(self.model.get_output_embeddings().parameters())
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """[V, D] the rows of the head: how the policy tells tokens apart."""
+        return self.model.get_output_embeddings().weight.detach()
+
+    def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Normalised log-probabilities [N, V], in float32 or wider whatever the model's precision.
+
+        `temperature` divides the logits, and nothing else.
+        """
         logits = self.logits(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
     @torch.no_grad()
     def respond(
@@ -90,6 +106,8 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         num_beams: int = 1,
         length_penalty: float = 1.0,
+        mixed_with: "Policy | None" = None,
+        mixed_share: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Write one response to each prompt, from the whole distribution (no top-k, no top-p).
 
@@ -97,6 +115,7 @@ class Policy(nn.Module):
             prompt: B prompts.
             max_tokens: the response's longest length, EOS included.
             sample: draw from π at `temperature`; otherwise the most likely response (`num_beams`).
+            mixed_with, mixed_share: draw each token from mixed_share·mixed_with + (1 − mixed_share)·π.
 
         Returns:
             Ids [B, T] and mask [B, T]: True up to and including the first EOS.
@@ -106,9 +125,10 @@ class Policy(nn.Module):
             if sample
             else {"do_sample": False, "num_beams": num_beams, "length_penalty": length_penalty}
         )
+        mixing = LogitsProcessorList([_Mixture(mixed_with, prompt, mixed_share)] if mixed_with else [])
         with self._generating(max_new_tokens=max_tokens, **choice):
             generated = self.model.generate(  # type: ignore[operator]  # a mixin that nn.Module hides
-                input_ids=prompt.input_ids, attention_mask=prompt.attention_mask
+                input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, logits_processor=mixing
             )
         response_ids = generated[:, 1:]  # what was decoded starts with the start token
         return response_ids, until_end(response_ids, self.end_ids)
@@ -166,6 +186,34 @@ class Policy(nn.Module):
             yield captured
         finally:
             handle.remove()
+
+
+class _Mixture(LogitsProcessor):
+    """Next-token scores of a mixture with another policy, which keeps a KV cache of its own.
+
+    The student's temperature is applied after it, by `generate`: to the mixture.
+    """
+
+    def __init__(self, other: Policy, prompt: PromptBatch, share: float) -> None:
+        self.model = other.model
+        self.share = share
+        self.prompt_mask = prompt.attention_mask
+        self.encoded = self.model.get_encoder()(
+            input_ids=prompt.input_ids, attention_mask=prompt.attention_mask
+        )
+        self.cache: Any = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        output = self.model(
+            encoder_outputs=self.encoded,
+            attention_mask=self.prompt_mask,
+            decoder_input_ids=input_ids if self.cache is None else input_ids[:, -1:],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = output.past_key_values
+        other = output.logits[:, -1].float().log_softmax(-1) + math.log(self.share)
+        return torch.logaddexp(other, scores.log_softmax(-1) + math.log1p(-self.share))
 
 
 def until_end(response_ids: Tensor, end_ids: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ class Sampler(Protocol):
     """Writes responses with a policy."""
 
     def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
-        """One response of the policy to each prompt, marked on-policy."""
+        """One or more responses of the policy to each prompt, marked on-policy."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,30 @@ class HfSampler:
     Attributes:
         max_tokens: longest response, EOS included.
         temperature: of the policy that writes; 1 keeps the states on-policy in the strict sense.
+        responses: to each prompt.
+        teacher, teacher_share: with a share above 0 the next token is drawn from teacher_share·teacher +
+            (1 − teacher_share)·student at every step (Gu et al. 2024, MiniLLM, §2.2).
     """
 
     max_tokens: int
     temperature: float = 1.0
+    responses: int = 1
+    teacher: Policy | None = None
+    teacher_share: float = 0.0
 
     def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
-        response_ids, mask = policy.respond(prompt, self.max_tokens, temperature=self.temperature)
-        off_policy = torch.zeros(len(response_ids), 1, dtype=torch.bool, device=response_ids.device)
-        return Rollout(prompt, response_ids.unsqueeze(1), mask.unsqueeze(1), off_policy)
+        repeated = PromptBatch(*(part.repeat_interleave(self.responses, dim=0) for part in prompt))
+        mixed_with = self.teacher if self.teacher_share else None
+        response_ids, mask = policy.respond(
+            repeated,
+            self.max_tokens,
+            temperature=self.temperature,
+            mixed_with=mixed_with,
+            mixed_share=self.teacher_share,
+        )
+        shape = (-1, self.responses)
+        off_policy = torch.zeros(len(prompt.input_ids), self.responses, dtype=torch.bool, device=mask.device)
+        return Rollout(prompt, response_ids.unflatten(0, shape), mask.unflatten(0, shape), off_policy)
 
 
 def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, normalise: str) -> Batch:
@@ -50,7 +65,7 @@ def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, nor
         parts.append(stored)
     if beta < 1.0:
         parts.append(sampler(student, stored.prompt))
-    rollout = join_responses(parts)
+    rollout = join_responses(parts)._replace(samples=stored.samples)  # the sampler knows of none
     return Batch(rollout, token_weights(rollout, beta, normalise))
 
 

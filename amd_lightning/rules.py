@@ -9,7 +9,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from amd_lightning.config import CriticKind, Distance, RunConfig, Schedule, Source, WandbMode, Writer
+from amd_lightning.config import (
+    Actions,
+    Baseline,
+    CriticKind,
+    Distance,
+    Returns,
+    RunConfig,
+    Schedule,
+    Source,
+    WandbMode,
+    Writer,
+)
+
+LEARNING = (CriticKind.residual, CriticKind.learned, CriticKind.linear, CriticKind.tanh)
+"""Critics with something to train."""
+RIDGED = (CriticKind.residual, CriticKind.learned, CriticKind.closed_form)
+"""Critics that are nothing without a ridge."""
+PARAMETER_OF = {
+    "js_mixture": (Distance.js,),
+    "skew": (Distance.skew_kl, Distance.skew_rkl),
+    "akl_head": (Distance.akl,),
+    "ab_alpha": (Distance.alpha_beta,),
+    "ab_beta": (Distance.alpha_beta,),
+}
+"""Which distances a knob of `objective` belongs to."""
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -96,11 +120,38 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
     ):
         if len(optimiser.betas) != 2:
             yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
+    yield from _objective_problems(config)
     if config.evaluation.metric in ("accuracy", "sampled_accuracy") and data.source is not Source.embedded:
         yield (
             f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with "
             f"data.source={data.source}; use rouge_l"
         )
+
+
+def _objective_problems(config: RunConfig) -> Iterator[str]:
+    objective, critic, rollout = config.objective, config.critic, config.rollout
+    moments = objective.distance is Distance.moment_matching
+    if moments and critic.kind in RIDGED and critic.ridge == 0.0:
+        yield f"critic.kind={critic.kind} needs critic.ridge above 0; without a ridge: linear or tanh"
+    if moments and critic.kind is CriticKind.linear and critic.ridge > 0.0:
+        yield f"critic.kind=linear has no ridge (critic.ridge={critic.ridge}); with one it is kind=learned"
+    if objective.distance is Distance.alpha_beta and objective.ab_alpha + objective.ab_beta == 0.0:
+        yield "objective.ab_alpha and objective.ab_beta add up to 0, which the alpha-beta divergence excludes"
+    horizon = objective.horizon
+    if horizon.gamma > 0.0 and objective.beta < 1.0:
+        if horizon.returns is Returns.sampled and not (moments or objective.distance is Distance.rkl):
+            yield (
+                f"objective.horizon.returns=sampled has no meaning for {objective.distance}; it has for rkl "
+                "and moment_matching"
+            )
+        if horizon.baseline is Baseline.leave_one_out and rollout.responses < 2:
+            yield "objective.horizon.baseline=leave_one_out needs rollout.responses of at least 2"
+        if objective.distance is Distance.nll:
+            yield "objective.horizon.gamma has no meaning for nll, which is no distance"
+    if objective.kernel.weight > 0.0 and objective.beta < 1.0 and rollout.responses < 2:
+        yield "objective.kernel.weight needs rollout.responses of at least 2 (4 and more are better)"
+    if objective.distance is Distance.nll and rollout.teacher_share > 0.0:
+        yield "rollout.teacher_share has no meaning for nll, whose labels are drawn from the teacher already"
 
 
 def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> dict[str, str]:
@@ -133,12 +184,39 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     data, pair, objective, optim = config.data, config.pair, config.objective, config.optim
     no_critic = f"objective.distance={objective.distance}, which has no critic"
     not_moments = objective.distance is not Distance.moment_matching
-    closed_form = not not_moments and config.critic.kind is CriticKind.closed_form
     for key in ("critic", "optim.critic"):
         yield not_moments, key, no_critic
-    for key in ("critic.steps", "critic.rank", "optim.critic"):
-        yield closed_form, key, "critic=closed_form, which learns nothing"
-    yield objective.beta == 1.0, "rollout.temperature", "objective.beta=1, which never samples the student"
+    learns_nothing = f"critic.kind={config.critic.kind}, which learns nothing"
+    still = not not_moments and config.critic.kind not in LEARNING
+    heads = ("steps", "rank", "features", "shared", "actions", "top_k", "samples")
+    for key in (*(f"critic.{name}" for name in heads), "optim.critic"):
+        yield still, key, learns_nothing
+    for key in ("critic.alpha", "critic.ridge"):
+        yield still and config.critic.kind is not CriticKind.closed_form, key, learns_nothing
+    plain = config.critic.kind in (CriticKind.linear, CriticKind.tanh) and config.critic.ridge == 0.0
+    yield not not_moments and plain, "critic.alpha", "critic.ridge=0"
+    for key, actions in (("top_k", (Actions.auto, Actions.top_k)), ("samples", (Actions.sampled,))):
+        other = config.critic.actions not in actions
+        yield other, f"critic.{key}", f"critic.actions={config.critic.actions}"
+    yield (
+        objective.beta == 1.0 or objective.beta == 0.0,
+        "critic.shared",
+        (f"objective.beta={objective.beta:g}, where one critic sees everything"),
+    )
+    for key, distances in PARAMETER_OF.items():
+        other = objective.distance not in distances
+        yield other, f"objective.{key}", f"objective.distance={objective.distance}"
+    teacherless = objective.distance is Distance.nll and objective.beta == 1.0
+    yield teacherless, "objective.teacher_temperature", "nll at beta=1, which asks no teacher"
+    never_samples = "objective.beta=1, which never samples the student"
+    for key in ("rollout.temperature", "rollout.responses", "rollout.teacher_share"):
+        yield objective.beta == 1.0, key, never_samples
+    for key in ("objective.horizon", "objective.kernel"):
+        yield objective.beta == 1.0, key, never_samples
+    for key in ("returns", "baseline", "centre", "length_normalise"):
+        yield objective.horizon.gamma == 0.0, f"objective.horizon.{key}", "objective.horizon.gamma=0"
+    for key in ("teacher_samples", "ngram"):
+        yield objective.kernel.weight == 0.0, f"objective.kernel.{key}", "objective.kernel.weight=0"
     no_off_policy = "objective.beta=0, which uses no off-policy states"
     yield objective.beta == 0.0, "rollout.off_policy", no_off_policy
     teacher_writes = config.rollout.off_policy is Writer.teacher

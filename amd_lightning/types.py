@@ -5,7 +5,7 @@ N packed response tokens, V vocabulary, D hidden size, R critic rank.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ class PromptBatch(NamedTuple):
     """[B, P] long, 1 on tokens and 0 on padding."""
 
 
+class Responses(NamedTuple):
+    """Responses to each prompt, padded to a common length."""
+
+    ids: Tensor
+    """[B, M, T] long."""
+    mask: Tensor
+    """[B, M, T] bool, True up to and including the first EOS."""
+
+
 class Rollout(NamedTuple):
     """Prompts with one or more responses to each, and who wrote these."""
 
@@ -31,11 +40,18 @@ class Rollout(NamedTuple):
     """[B, C, T] bool, True up to and including the first EOS, False after it."""
     off_policy: Tensor
     """[B, C] bool, True where the teacher or the data wrote the response, False where the student did."""
+    samples: Responses | None = None
+    """The teacher's samples to each prompt, for sequence-level comparison; nothing is trained on them."""
 
     def to(self, device: torch.device) -> "Rollout":
         """The same rollout on another device."""
-        prompt = PromptBatch(*(tensor.to(device) for tensor in self.prompt))
-        return Rollout(prompt, *(tensor.to(device) for tensor in self[1:]))
+        return Rollout(
+            PromptBatch(*(tensor.to(device) for tensor in self.prompt)),
+            self.response_ids.to(device),
+            self.response_mask.to(device),
+            self.off_policy.to(device),
+            self.samples and Responses(*(tensor.to(device) for tensor in self.samples)),
+        )
 
     def rows(self, start: int, stop: int) -> "Rollout":
         """The prompts from `start` to `stop`, without the columns that are padding in all of them."""
@@ -48,6 +64,7 @@ class Rollout(NamedTuple):
             self.response_ids[start:stop, :, :length],
             response_mask[..., :length],
             self.off_policy[start:stop],
+            self.samples and Responses(*(tensor[start:stop] for tensor in self.samples)),
         )
 
 
@@ -78,6 +95,13 @@ class Tokens(NamedTuple):
     """[N] float, each token's share of the loss."""
     off_policy: Tensor
     """[N] bool, who wrote the response that the state belongs to."""
+    advantage: Tensor | None = None
+    """[N] what log π_student(action) is multiplied by in the loss, a constant: the cost that follows after
+    the action; None where no token has any."""
+
+    def at(self, rows: Any) -> "Tokens":
+        """Some of the tokens."""
+        return Tokens._make(None if part is None else part[rows] for part in self)
 
 
 def join_responses(rollouts: Sequence[Rollout]) -> Rollout:
@@ -92,6 +116,7 @@ def join_responses(rollouts: Sequence[Rollout]) -> Rollout:
         joined([rollout.response_ids for rollout in rollouts]),
         joined([rollout.response_mask for rollout in rollouts]),
         torch.cat([rollout.off_policy for rollout in rollouts], dim=1),
+        rollouts[0].samples,
     )
 
 

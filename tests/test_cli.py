@@ -25,12 +25,15 @@ def refusals(line: str) -> list[str]:
 
 
 OBJECTIVES = "amm, imitkd, kd, seqkd, sft"
+DISTANCES = "moment_matching, kl, rkl, js, tv, skew_kl, skew_rkl, jeffreys, akl, alpha_beta, nll"
 REFUSED = {
     # unknown keys
     "objective.bta=0.5": "objective.bta is not a knob; did you mean objective.beta?",
     "++objective.bta=0.5": "objective.bta is not a knob; did you mean objective.beta?",
     "+objective.bta=0.5": "objective.bta is not a knob; did you mean objective.beta?",
     "critic={stps:3}": "critic.stps is not a knob; did you mean critic.steps?",
+    "objective.horizon.gama=1": "objective.horizon.gama is not a knob; did you mean objective.horizon.gamma?",
+    "objective.gamma=1": "objective.gamma is not a knob; did you mean objective.horizon.gamma?",
     "beta=0.5": "beta is not a knob; did you mean objective.beta?",
     "objektive=kd": "objektive is not a knob; did you mean objective?",
     "zzz=1": "zzz is not a knob; see --help",
@@ -48,7 +51,11 @@ REFUSED = {
     "logger.wandb.tags=a": "logger.wandb.tags=a must be a list, [A,B]",
     "critic={steps:a}": "critic={steps:a}: critic.steps must be a whole number",
     "cache={enabled:maybe}": "cache={enabled:maybe}: cache.enabled must be true or false",
-    "objective.distance=kll": "objective.distance=kll must be one of moment_matching, kl, rkl, nll",
+    "objective.distance=kll": f"objective.distance=kll must be one of {DISTANCES}",
+    "critic.actions=topk": "critic.actions=topk must be one of auto, full, top_k, sampled",
+    "critic.shared=1.5": "critic.shared=1.5 must be true or false",
+    "objective.horizon.baseline=mean": "objective.horizon.baseline=mean must be one of none, time_step, "
+    "leave_one_out",
     "objective.beta=${nothing}": "objective.beta=${nothing}: Interpolation key 'nothing' not found",
     # groups
     "objective=gkdd": f"objective=gkdd is not an option; choose {OBJECTIVES}",
@@ -61,6 +68,8 @@ REFUSED = {
     "objective.beta=1.5": "objective.beta=1.5 must be at most 1.0",
     "objective.beta=nan": "objective.beta=nan is not a finite number",
     "critic.steps=0": "critic.steps=0 must be at least 1",
+    "objective.horizon={gamma:2}": "objective.horizon.gamma=2.0 must be at most 1.0",
+    "critic.kind=linear": "critic.kind=linear has no ridge (critic.ridge=2.0); with one it is kind=learned",
     # grammar
     "objective.beta=0,1": "objective.beta=0,1 is a sweep: add --multirun; a list is written [A,B], "
     "a text with commas 'A,B'",
@@ -76,6 +85,10 @@ REFUSED = {
     "objective=kd critic=learned": "critic would be ignored with objective.distance=kl, which has no critic; "
     "leave it out",
     "data.path=DIR": "data.path would be ignored with data.source=embedded; add data.source=files",
+    "objective.horizon.centre=false": "objective.horizon.centre would be ignored with "
+    "objective.horizon.gamma=0; leave it out",
+    "critic=sign critic.top_k=8": "critic.top_k would be ignored with critic.kind=sign, which learns "
+    "nothing; leave it out",
     "critic={steps:5} objective=kd": "critic.steps would be ignored with objective.distance=kl, which has no "
     "critic; leave it out",
 }
@@ -94,6 +107,12 @@ ACCEPTED = [
     "'seed=1 '",
     "\"logger.wandb.name='a, b=c'\"",
     "critic={steps:5}",
+    "critic=linear",
+    "critic=tanh critic.ridge=0.5",
+    "critic.features=student critic.shared=true critic.actions=top_k critic.top_k=8",
+    "objective.distance=js objective.js_mixture=0.1",
+    "objective.horizon.gamma=1 objective.horizon.returns=sampled",
+    "objective.horizon={gamma:1,baseline:leave_one_out} rollout.responses=2",
     "objective={distance:kl,beta:1}",
     "data.path=null",
     "hydra.run.dir=/tmp/x hydra.job.chdir=false",
@@ -272,7 +291,7 @@ def test_help_explains_every_knob_within_100_columns() -> None:
         assert " ".join(field.metadata["meaning"].split()) in one_lined or name == "output_dir", name
     assert f"objective=    {OBJECTIVES}" in text
     assert "(≥ 0.0; ≤ 1.0)" in text.replace("\n        ", " ")
-    assert "one of moment_matching, kl, rkl, nll" in text
+    assert f"one of {DISTANCES}" in one_lined
 
 
 def test_help_shows_the_values_of_the_default_run() -> None:

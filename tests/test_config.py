@@ -1,11 +1,11 @@
-"""The schema: ranges and rules, options without effect, and that conf/ comes to what its files say."""
+"""The schema: what every knob says of itself, and that conf/ comes to what its files say."""
 
+import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from amd_lightning import config as schema
 from amd_lightning.cli import validated
 from amd_lightning.config import RunConfig
 from amd_lightning.errors import ConfigError
-from amd_lightning.rules import ignored_options, problems
+from amd_lightning.objectives.divergences import DIVERGENCES, PARAMETERS
+from amd_lightning.rules import PARAMETER_OF
 
 PACKAGE = Path(schema.__file__).parent
 LIMITS = {"low", "high", "above", "below", "choices"}
@@ -27,21 +28,6 @@ LIMITS = {"low", "high", "above", "below", "choices"}
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("config", overrides=["output_dir=.", *overrides])
-
-
-@cache
-def defaults() -> DictConfig:
-    return composed()
-
-
-def demo(**values: Any) -> RunConfig:
-    """The default run with some knobs set, `objective__beta=2.0`, without the checks."""
-    changed = defaults().copy()
-    for name, value in values.items():
-        OmegaConf.update(changed, name.replace("__", "."), value)
-    config = OmegaConf.to_object(changed)
-    assert isinstance(config, RunConfig)
-    return config
 
 
 def knobs(kind: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
@@ -74,6 +60,10 @@ def test_every_knob_is_read_by_somebody() -> None:
     leaves = [
         name for name, field in knobs() if not is_dataclass(field.type) and ".architecture." not in name
     ]
+    # A distance's parameters are taken by the names that the distance gives them.
+    parameters = {f"objective.{parameter}" for names in PARAMETERS.values() for parameter in names}
+    assert parameters <= set(leaves)
+    leaves = [name for name in leaves if name not in parameters]
     unread = [name for name in leaves if not re.search(rf"\.{name.rpartition('.')[2]}\b", code)]
     assert unread == []
 
@@ -93,142 +83,25 @@ def test_enums_print_as_their_values() -> None:
         assert f"{option}" == str(option) == option.value == option.name
 
 
-# -- ranges and rules ------------------------------------------------------------------------------
-
-NAN, INF = float("nan"), float("inf")
-OUT_OF_RANGE: list[tuple[str, Any, str]] = [
-    ("objective__beta", -0.1, "objective.beta=-0.1 must be at least 0.0"),
-    ("objective__beta", 1.1, "objective.beta=1.1 must be at most 1.0"),
-    ("objective__beta", NAN, "objective.beta=nan is not a finite number"),
-    ("critic__steps", 0, "critic.steps=0 must be at least 1"),
-    ("critic__alpha", 0.0, "critic.alpha=0.0 must be greater than 0.0"),
-    ("critic__alpha", 1.0, "critic.alpha=1.0 must be less than 1.0"),
-    ("rollout__temperature", 0.0, "rollout.temperature=0.0 must be greater than 0.0"),
-    ("optim__student__learning_rate", INF, "optim.student.learning_rate=inf is not a finite number"),
-    ("optim__critic__betas", [0.5, 1.0], "optim.critic.betas=1.0 must be less than 1.0"),
-    ("evaluation__length_penalty", NAN, "evaluation.length_penalty=nan is not a finite number"),
-    ("data__task", "news", "data.task=news is not one of samsum"),
-    ("data__train_rows", 0, "data.train_rows=0 must be at least 1"),
-    ("seed", -1, "seed=-1 must be at least 0"),
-]
+def test_distances_and_their_parameters_are_those_of_the_package() -> None:
+    assert set(schema.Distance) == {"moment_matching", *DIVERGENCES, "nll"}
+    assert set(PARAMETERS) == set(DIVERGENCES)
+    belongs = {
+        parameter: tuple(distance for distance, names in PARAMETERS.items() if parameter in names)
+        for parameter in PARAMETER_OF
+    }
+    assert belongs == PARAMETER_OF
+    assert {parameter for names in PARAMETERS.values() for parameter in names} == set(belongs)
 
 
-@pytest.mark.parametrize("name, value, line", OUT_OF_RANGE)
-def test_a_value_out_of_its_range_is_one_line(name: str, value: Any, line: str) -> None:
-    assert problems(demo(**{name: value})) == [line]
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("objective__beta", 0.0),
-        ("objective__beta", 1.0),
-        ("critic__steps", 1),
-        ("data__train_rows", None),
-        ("trainer__validate_every", 0),
-        ("optim__student__clip_norm", 0.0),
-    ],
-)
-def test_a_bound_itself_is_inside(name: str, value: Any) -> None:
-    assert problems(demo(**{name: value})) == []
-
-
-RULES: list[tuple[dict[str, Any], str]] = [
-    (
-        {"optim__student__batch_size": 8, "optim__student__micro_batch_size": 5},
-        "optim.student.batch_size=8 is not divisible by",
-    ),
-    (
-        {"optim__teacher__batch_size": 8, "optim__teacher__micro_batch_size": 16},
-        "optim.teacher.batch_size=8 is not divisible by",
-    ),
-    ({"data__source": "files"}, "data.source=files needs data.path=DIR"),
-    ({"optim__teacher__updates": 0}, "optim.teacher.updates=0 leaves a teacher that is built"),
-    ({"optim__student_start__updates": 0}, "optim.student_start.updates=0 leaves a student that is built"),
-    ({"optim__student__updates": 0}, "optim.student.updates=0 distils nothing"),
-    (
-        {"optim__student__updates": 9, "optim__student__warmup_updates": 9},
-        "optim.student.warmup_updates=9 leaves nothing of",
-    ),
-    (
-        {"pair__student__architecture__num_decoder_layers": 3},
-        "pair.student.architecture.num_decoder_layers=3 must be at most num_layers=2",
-    ),
-    ({"optim__student__betas": [0.9]}, "optim.student.betas=[0.9] must be two numbers"),
-    ({"pair__student__path": "DIR"}, "pair.student.path is set but pair.teacher.path is not"),
-    (
-        {"data__source": "hub", "evaluation__metric": "accuracy"},
-        "evaluation.metric=accuracy has no meaning",
-    ),
-]
-
-
-@pytest.mark.parametrize("values, start", RULES)
-def test_a_broken_rule_is_one_line(values: dict[str, Any], start: str) -> None:
-    (line,) = problems(demo(**values))
-    assert line.startswith(start)
-
-
-def test_all_problems_come_at_once() -> None:
-    wrong = {name: (value, line) for name, value, line in OUT_OF_RANGE}  # one value a knob
-    values = {name: value for name, (value, _) in wrong.items()}
-    expected = {line for _, line in wrong.values()}
-    assert set(problems(demo(**values, optim__student__updates=0))) > expected
-
-
-# -- options without effect ------------------------------------------------------------------------
-
-IGNORED: list[tuple[dict[str, Any], str]] = [
-    ({"objective__distance": "kl"}, "critic"),
-    ({"objective__distance": "nll"}, "critic.steps"),
-    ({"objective__distance": "rkl"}, "optim.critic.learning_rate"),
-    ({"critic__kind": "closed_form"}, "critic.steps"),
-    ({"critic__kind": "closed_form"}, "critic.rank"),
-    ({"critic__kind": "closed_form"}, "optim.critic.betas"),
-    ({"objective__beta": 1.0}, "rollout.temperature"),
-    ({"objective__beta": 0.0}, "rollout.off_policy"),
-    ({"objective__beta": 0.0, "rollout__off_policy": "teacher"}, "rollout"),
-    ({"data__source": "hub"}, "data.seed"),
-    ({"data__path": "DIR"}, "data.path"),
-    ({"data__revision": "main"}, "data.revision"),
-    ({"pair__teacher__path": "DIR"}, "pair.teacher.architecture.d_model"),
-    ({"pair__teacher__path": "DIR"}, "pair.tokenizer.vocabulary_size"),
-    ({"pair__student__path": "DIR"}, "pair.student.architecture"),
-    ({"pair__teacher__revision": "main"}, "pair.teacher.revision"),
-    ({"optim__teacher__updates": 0}, "optim.teacher.learning_rate"),
-    ({"optim__student__schedule": "constant"}, "optim.student.final_share"),
-    ({"logger__wandb__mode": "disabled"}, "logger.wandb.project"),
-    ({"cache__enabled": False}, "cache.dir"),
-    ({}, "evaluation.length_penalty"),
-]
-
-
-@pytest.mark.parametrize("values, key", IGNORED)
-def test_an_option_without_effect_is_named(values: dict[str, Any], key: str) -> None:
-    found = ignored_options(demo(**values), [key, "seed"])
-    assert list(found) == [key]
-    assert found[key].startswith(f"{key} would be ignored with ")
-
-
-USED: list[tuple[dict[str, Any], str]] = [
-    ({}, "critic"),
-    ({}, "critic.steps"),
-    ({}, "optim.critic.learning_rate"),
-    ({"critic__kind": "closed_form"}, "critic.ridge"),
-    ({}, "rollout.temperature"),
-    ({"objective__beta": 0.0}, "rollout"),
-    ({"data__source": "files", "data__path": "DIR"}, "data.path"),
-    ({"optim__teacher__updates": 0}, "optim.teacher.updates"),
-    ({"logger__wandb__mode": "disabled"}, "logger.wandb.mode"),
-    ({"logger__wandb__mode": "disabled"}, "logger"),
-    ({"cache__enabled": False}, "cache"),
-    ({"evaluation__num_beams": 2}, "evaluation.length_penalty"),
-]
-
-
-@pytest.mark.parametrize("values, key", USED)
-def test_an_option_with_effect_is_not(values: dict[str, Any], key: str) -> None:
-    assert ignored_options(demo(**values), [key]) == {}
+def test_a_distances_parameters_have_its_own_defaults() -> None:
+    """A knob's default is the function's, so that a call without it is the run without it."""
+    config = schema.ObjectiveConfig()
+    for distance, names in PARAMETERS.items():
+        taken = inspect.signature(DIVERGENCES[distance]).parameters
+        assert {name: taken[name].default for name in names} == {
+            name: getattr(config, name) for name in names
+        }
 
 
 # -- conf/ -----------------------------------------------------------------------------------------
@@ -288,6 +161,30 @@ def test_sequence_level_distillation_learns_from_the_teachers_responses() -> Non
 def test_what_the_command_line_chooses_beats_scale_and_experiment() -> None:
     config = composed("+experiment=samsum", "objective=kd", "scale=paper", "pair=t5_demo")
     assert (str(config.objective.distance), config.pair.name) == ("kl", "t5_demo")
+
+
+SCALES = [f"scale={scale}" for scale in options("scale")]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("distance", list(schema.Distance))
+def test_every_distance_is_a_run_at_every_beta(distance: str, scale: str) -> None:
+    for beta in (0.0, 0.3, 1.0):
+        overrides = [f"objective.distance={distance}", f"objective.beta={beta}", scale]
+        config = validated(composed(*overrides), overrides, refuse_ignored=True)
+        assert (config.objective.distance, config.objective.beta) == (distance, beta)
+
+
+@pytest.mark.parametrize("kind", list(schema.CriticKind))
+def test_every_kind_of_critic_has_a_file_and_is_what_it_names(kind: str) -> None:
+    config = composed(f"critic={kind}")
+    assert config.critic.kind == schema.CriticKind(kind)
+    assert options("critic") == sorted(schema.CriticKind)
+    # What a file leaves out is the schema's, whatever the critic that is chosen by default.
+    given = OmegaConf.load(conf_dir() / "critic" / f"{kind}.yaml")
+    plain = OmegaConf.structured(schema.CriticConfig)
+    for name in set(plain) - set(given):
+        assert config.critic[name] == plain[name], name
 
 
 NO_CRITIC = [name for name in options("objective") if name != "amm"]

@@ -15,7 +15,8 @@ from amd_lightning.data.embedded import samsum_rows
 from amd_lightning.pipeline import Outcome
 from tests.helpers import tiny_run
 
-SHARED = ("tokenizer", "teacher", "student_start", "evaluate_teacher", "evaluate_student_start")
+SAMPLES = ("teacher_samples_valid", "teacher_samples_test")
+SHARED = ("tokenizer", "teacher", "student_start", *SAMPLES, "evaluate_teacher", "evaluate_student_start")
 
 
 class Run(NamedTuple):
@@ -98,7 +99,8 @@ def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
         *results.MODELS,
         *("task", "seed", "validation", "rows", "cost", "cache_keys", "versions", "git_commit"),
     }
-    metrics = {"rouge_l", "accuracy", "sampled_accuracy", "tv_off", "tv_on", "kl_off", "rkl_on"}
+    metrics = {"rouge_l", "accuracy", "sampled_accuracy", "tv_off", "tv_on", "kl_off", "rkl_on", "js_on"}
+    metrics |= {"kl_sequence_off", "probe_off", "probe_train_on", "exact_match", "mmd_squared", "worst_case"}
     for who in results.MODELS:
         assert metrics | {"parameters", "response_tokens", "seconds"} <= set(found[who])
         assert all(math.isfinite(value) for value in found[who].values())
@@ -111,7 +113,7 @@ def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text()) == found
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [(row["who"], row["kind"]) for row in rows[::8]] == [
-        (who, kind) for who in results.MODELS for kind in ("greedy", "sampled")
+        (who, kind) for who in results.MODELS for kind in ("greedy", *["sampled"] * 4)
     ]
     assert set(rows[0]) == {"who", "id", "kind", "prompt", "references", "response"}
 
@@ -176,6 +178,50 @@ def test_seqkd_learns_what_the_teacher_wrote(base: Run, tmp_path: Path) -> None:
     assert "teacher_responses" in found.seconds
 
 
+# -- the teacher's samples, and what is measured with them --------------------------------------------
+
+
+def test_the_teachers_samples_are_draws_to_every_row(base: Run) -> None:
+    for name in SAMPLES:
+        path = base.cache / "teacher_samples" / base.outcome.keys[name] / "samples.json"
+        draws = json.loads(path.read_text())
+        assert [len(draw) for draw in draws] == [8] * 4
+        assert all(1 <= len(ids) <= 12 for draw in draws for ids in draw)
+        assert len({tuple(map(tuple, draw)) for draw in draws}) == 4
+    assert base.outcome.keys[SAMPLES[0]] != base.outcome.keys[SAMPLES[1]]
+
+
+def test_another_number_of_samples_leaves_the_models(base: Run, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path, base.cache, "evaluation.samples=1", "optim.student.updates=1")
+    assert [stage for stage in SHARED if other.cached[stage]] == ["tokenizer", "teacher", "student_start"]
+    metrics = other.evaluations["student"].metrics
+    assert metrics["mmd_squared"] is None
+    assert metrics["exact_match"] is not None
+
+
+@pytest.mark.parametrize(
+    "options, diagnosed",
+    [
+        (("evaluation.diagnose_every=2",), ["2", "4"]),
+        (("evaluation.diagnose_every=3",), ["3", "4"]),
+        (("evaluation.diagnose_every=0",), ["4"]),
+        (("evaluation.diagnose_every=0", "trainer.validate_every=0"), ["4"]),
+    ],
+)
+def test_the_costly_part_of_a_validation_comes_at_its_interval(
+    options: tuple[str, ...], diagnosed: list[str], base: Run, tmp_path: Path
+) -> None:
+    other = tiny_run(tmp_path, base.cache, "trainer.validate_every=1", *options)
+    rows = curve(tmp_path)
+    assert [row["update"] for row in rows if row["valid/probe_on"]] == diagnosed
+    assert [row["update"] for row in rows if row["valid/worst_case"]] == diagnosed
+    every = ["4"] if "trainer.validate_every=0" in options else ["1", "2", "3", "4"]
+    assert [row["update"] for row in rows if row["valid/js_on"]] == every
+    # Neither the interval nor what is measured changes what is learned.
+    assert other.validation == base.outcome.validation
+    assert other.evaluations == base.outcome.evaluations
+
+
 # -- other sources of models and data ----------------------------------------------------------------
 
 
@@ -188,7 +234,7 @@ def pair(base: Run) -> list[str]:
 def test_loaded_models_are_taken_as_they_are_at_zero_updates(base: Run, tmp_path: Path) -> None:
     as_is = ("optim.teacher.updates=0", "optim.student_start.updates=0", "optim.teacher.warmup_updates=0")
     loaded = tiny_run(tmp_path / "run", tmp_path / "cache", *pair(base), *as_is)
-    assert set(loaded.keys) == {"evaluate_teacher", "evaluate_student_start"}
+    assert set(loaded.keys) == {*SAMPLES, "evaluate_teacher", "evaluate_student_start"}
     assert numbers(loaded) == numbers(base.outcome)
 
     narrow = (*as_is, "pair.teacher.dtype=bfloat16", "optim.student.updates=1")

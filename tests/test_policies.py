@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+from amd_lightning import policies
 from amd_lightning.errors import ModelError
 from amd_lightning.policies import Policy, until_end
 from amd_lightning.types import Rollout, join_responses
@@ -87,6 +89,44 @@ def test_log_probs_are_float32_for_a_bfloat16_model_and_float64_for_a_double() -
         torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(9, dtype=expected))
 
 
+@torch.no_grad()
+def test_a_temperature_divides_the_logits_and_nothing_else(policy: Policy) -> None:
+    hidden = policy.hidden(states())
+    for temperature in (0.5, 1.0, 3.0):
+        expected = (policy.logits(hidden) / temperature).log_softmax(-1)
+        torch.testing.assert_close(policy.log_probs(hidden, temperature), expected)
+    torch.testing.assert_close(policy.log_probs(hidden, 1.0), policy.log_probs(hidden), rtol=0, atol=0)
+
+
+def test_a_temperature_is_taken_in_float32_whatever_the_models_precision() -> None:
+    policy = t5().bfloat16()
+    hidden = policy.hidden(states())
+    expected = (policy.logits(hidden).float() / 3.0).log_softmax(-1)
+    torch.testing.assert_close(policy.log_probs(hidden, 3.0), expected)
+
+
+def test_the_heads_parameters_are_all_that_a_logit_needs(policy: Policy) -> None:
+    """Besides the features: with a gradient from the logits, tied or not."""
+    some = states()
+    with torch.no_grad():
+        hidden = policy.hidden(some)
+    parameters = policy.head_parameters
+    policy.logits(hidden).square().sum().backward()
+    reached = {name for name, value in policy.named_parameters() if value.grad is not None}
+    assert reached == {
+        name for name, value in policy.named_parameters() if any(value is own for own in parameters)
+    }
+    assert len(reached) == len(parameters) == 1
+
+
+def test_token_embeddings_are_the_heads_rows(policy: Policy) -> None:
+    hidden = policy.hidden(states()).detach()
+    assert policy.token_embeddings.shape == (VOCABULARY, policy.hidden_size)
+    assert not policy.token_embeddings.requires_grad
+    bias = getattr(policy.model, "final_logits_bias", 0.0)
+    torch.testing.assert_close(hidden @ policy.token_embeddings.T + bias, policy.logits(hidden))
+
+
 def test_tied_parameters_count_once() -> None:
     tied, untied = t5(tied=True), t5()
     assert tied.parameter_count == sum(value.numel() for value in set(tied.model.parameters()))
@@ -117,11 +157,11 @@ def test_padding_with_eos_does_not_lengthen_a_response() -> None:
     assert len(set(ends)) > 3  # early and late
 
 
-def first_token_frequencies(policy: Policy, draws: int, **choice: float) -> Tensor:
+def first_token_frequencies(policy: Policy, draws: int, **choice: Any) -> Tensor:
     some = prompts([3])
     many = type(some)(*(part.expand(draws, -1) for part in some))
     torch.manual_seed(0)
-    ids, _ = policy.respond(many, 2, **choice)  # type: ignore[arg-type]
+    ids, _ = policy.respond(many, 2, **choice)
     return ids[:, 0].bincount(minlength=policy.vocabulary_size) / draws
 
 
@@ -162,6 +202,48 @@ def test_temperature_is_that_of_the_samples() -> None:
     frequencies = first_token_frequencies(policy, 20_000, temperature=0.5)
     assert (frequencies - sharper).abs().sum() < 0.05
     assert (p - sharper).abs().sum() > 0.1
+
+
+@torch.no_grad()
+def test_mixed_samples_are_drawn_from_the_mixture_at_the_students_temperature() -> None:
+    student, teacher = t5(1), t5(2, d_model=24)
+    p, q = first_token_probabilities(teacher), first_token_probabilities(student)
+    mixture = 0.3 * p + 0.7 * q
+    for temperature in (1.0, 0.5):
+        expected = mixture ** (1 / temperature) / (mixture ** (1 / temperature)).sum()
+        frequencies = first_token_frequencies(
+            student, 20_000, temperature=temperature, mixed_with=teacher, mixed_share=0.3
+        )
+        assert (frequencies - expected).abs().sum() < 0.05
+    assert min((mixture - q).abs().sum(), (mixture - p).abs().sum()) > 0.2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_mixture_is_that_of_the_two_policies_at_every_step(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn from, against both policies' own words on what was written: cache, padding and all."""
+    student, teacher = FAMILIES[family](), FAMILIES[family]()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in teacher.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    steps: list[Tensor] = []
+    own = policies._Mixture.__call__
+
+    def recorded(self: Any, ids: Tensor, scores: Tensor) -> Tensor:
+        steps.append(own(self, ids, scores))
+        return steps[-1]
+
+    monkeypatch.setattr(policies._Mixture, "__call__", recorded)
+    some = prompts([4, 2, 3, 5, 6], pad_id=student.model.config.pad_token_id)
+    torch.manual_seed(0)
+    ids, mask = student.respond(some, 6, mixed_with=teacher, mixed_share=0.3)
+    written = Rollout(some, ids.unsqueeze(1), mask.unsqueeze(1), torch.zeros(5, 1, dtype=torch.bool))
+    p, q = (policy.log_probs(policy.hidden(written)).exp() for policy in (teacher, student))
+    torch.testing.assert_close(torch.stack(steps, 1)[mask].exp(), 0.3 * p + 0.7 * q, rtol=1e-3, atol=1e-5)
+    assert len(steps) > 2
+    assert (p - q).abs().sum(-1).min() > 0.1
 
 
 def test_the_best_response_is_the_likeliest_token_at_every_step() -> None:

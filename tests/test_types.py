@@ -2,7 +2,7 @@
 
 import torch
 
-from amd_lightning.types import Batch, join_responses
+from amd_lightning.types import Batch, Responses, Rollout, Tokens, join_responses
 from tests.helpers import rollout
 
 
@@ -10,6 +10,13 @@ def a_batch() -> Batch:
     states = rollout([5, 3, 2], [[4, 2], [1, 3], [2, 2]], [[True, False]] * 3)
     weight = torch.rand(states.response_mask.shape, generator=torch.Generator().manual_seed(0))
     return Batch(states, weight * states.response_mask)
+
+
+def with_samples(some: Rollout, count: int = 2, length: int = 5) -> Rollout:
+    """Samples whose tokens say which prompt and which sample they are of."""
+    prompts = len(some.response_ids)
+    ids = (10 * torch.arange(prompts).unsqueeze(1) + torch.arange(count)).unsqueeze(-1).repeat(1, 1, length)
+    return some._replace(samples=Responses(ids, torch.ones_like(ids, dtype=torch.bool)))
 
 
 def test_micro_batches_hold_every_token_once_with_its_weight() -> None:
@@ -52,6 +59,35 @@ def test_joined_responses_stand_side_by_side() -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    moved = a_batch().rollout.to(torch.device("meta"))
-    tensors = [*moved.prompt, moved.response_ids, moved.response_mask, moved.off_policy]
+    moved = with_samples(a_batch().rollout).to(torch.device("meta"))
+    assert moved.samples is not None
+    tensors = [*moved.prompt, moved.response_ids, moved.response_mask, moved.off_policy, *moved.samples]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert a_batch().rollout.to(torch.device("meta")).samples is None
+
+
+def test_samples_go_where_their_prompts_go() -> None:
+    whole = with_samples(a_batch().rollout)
+    assert whole.samples is not None
+    batch = Batch(whole, a_batch().weight)
+    assert [micro.rollout.samples.ids[:, :, 0].tolist() for micro in batch.micro_batches(2)] == [  # type: ignore[union-attr]
+        [[0, 1], [10, 11]],
+        [[20, 21]],
+    ]
+    own = rollout([5, 3, 2], [[2], [4], [1]], [[False]] * 3)
+    assert join_responses([whole, own]).samples is whole.samples
+    assert all(micro.rollout.samples is None for micro in a_batch().micro_batches(2))
+
+
+def test_some_of_the_tokens() -> None:
+    whole = Tokens(
+        torch.rand(4, 2), torch.rand(4, 3), torch.arange(4), torch.rand(4), torch.tensor([True, False] * 2)
+    )
+    chosen = torch.tensor([3, 1])
+    assert whole.at(slice(1, 3)).advantage is None
+    for part, all_of_it in zip(whole.at(chosen)[:5], whole[:5], strict=True):
+        torch.testing.assert_close(part, all_of_it[chosen], rtol=0, atol=0)
+    judged = whole._replace(advantage=torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    found = judged.at(chosen).advantage
+    assert found is not None
+    assert found.tolist() == [3.0, 1.0]

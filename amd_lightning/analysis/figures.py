@@ -136,6 +136,17 @@ def curve_panels(results: Results, curves: Mapping[str, Curve]) -> list[CurvePan
             ),
             from_zero=True,
         ),
+        CurvePanel(
+            "Validation moment gap (probe critic)",
+            "mean over tokens",
+            (
+                Line("valid/probe_off", "probe off", BLUE),
+                Line("valid/tv_off", "2TV off", BLUE, factor=2.0, companion=True),
+                Line("valid/probe_on", "probe on", VERMILLION),
+                Line("valid/tv_on", "2TV on", VERMILLION, factor=2.0, companion=True),
+            ),
+            from_zero=True,
+        ),
     ]
 
 

@@ -25,6 +25,9 @@ DISTANCE_NAMES = {
     "tv": "TV",
     "skew_kl": "skew KL",
     "skew_rkl": "skew reverse KL",
+    "jeffreys": "Jeffreys",
+    "akl": "adaptive KL",
+    "alpha_beta": "alpha-beta",
     "nll": "NLL",
 }
 

@@ -20,7 +20,10 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "KL off": ("kl_off", 1.0, 3),
     "reverse KL on": ("rkl_on", 1.0, 3),
 }
-DISTANCES = ("tv_off", "tv_on", "kl_off", "kl_on", "rkl_off", "rkl_on")
+DISTANCES = (
+    *(f"{name}_{source}" for name in ("tv", "kl", "rkl", "js", "probe") for source in ("off", "on")),
+    *(f"{name}_sequence_{source}" for name in ("tv", "kl", "rkl", "js") for source in ("off", "on")),
+)
 """To the teacher, so 0 for the teacher by definition; every other metric is better where it is higher."""
 
 LEGEND = (
@@ -61,7 +64,7 @@ def gap_closed(results: Results, metric: str = "sampled_accuracy") -> float | No
     """Share of the distance to the teacher that distillation closed, in a metric of the test split.
 
     (student − student_start) / (teacher − student_start): 1 is the teacher's level, above 1 beyond it,
-    below 0 further away than before. The teacher's own level of a distance (`tv_*`, `kl_*`, `rkl_*`) is 0.
+    below 0 further away than before. The teacher's own level of what is in `DISTANCES` is 0.
 
     Returns:
         None where it is undefined: a level is null, missing or not finite, or the teacher is no better

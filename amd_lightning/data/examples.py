@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from amd_lightning.errors import DataError, ModelError
-from amd_lightning.types import PromptBatch, Rollout
+from amd_lightning.types import PromptBatch, Responses, Rollout
 
 Split = Literal["train", "valid", "test"]
 TooLong = Literal["drop", "truncate"]
@@ -58,6 +58,8 @@ class TokenisedExample(NamedTuple):
     response_ids: list[int]
     """Ends with EOS, unless it was truncated: a cut response must not teach where to stop."""
     example: Example
+    samples: tuple[list[int], ...] = ()
+    """The teacher's samples to this prompt, where the objective compares with them."""
 
 
 class Percentiles(NamedTuple):
@@ -201,7 +203,16 @@ def collate(
         response_ids=response_ids.unsqueeze(1),
         response_mask=response_mask.unsqueeze(1),
         off_policy=torch.ones(len(examples), 1, dtype=torch.bool),
+        samples=_samples(examples, pad_id),
     )
+
+
+def _samples(examples: Sequence[TokenisedExample], pad_id: int) -> Responses | None:
+    count = len(examples[0].samples)
+    if not count:
+        return None
+    ids, mask = _padded([row for example in examples for row in example.samples], pad_id, "right")
+    return Responses(ids.unflatten(0, (-1, count)), mask.unflatten(0, (-1, count)))
 
 
 def _padded(rows: Sequence[list[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

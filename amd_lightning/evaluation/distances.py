@@ -1,37 +1,111 @@
 """Distances between student and teacher on fixed held-out states, for whatever was trained."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from amd_lightning.objectives.divergences import kl, rkl, tv
+from amd_lightning.objectives.divergences import js, kl, rkl, tv
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
 
-DISTANCES = {"tv": tv, "kl": kl, "rkl": rkl}
+DISTANCES = {"tv": tv, "kl": kl, "rkl": rkl, "js": js}
+
+LOGITS_AT_ONCE = 2**22
+"""Of both policies together: heads are applied to as many tokens as have about so many, never to all."""
+
+
+class Chunk(NamedTuple):
+    """n response tokens, packed, and what both policies say of them."""
+
+    response: Tensor
+    """[n] long, on the CPU: a token's response, counted through all rollouts, [B, C] row by row."""
+    actions: Tensor
+    """[n] long, the token that was written."""
+    teacher_hidden: Tensor
+    """[n, D_teacher]."""
+    log_p: Tensor
+    """[n, V], the teacher's."""
+    log_q: Tensor
+    """[n, V], the student's."""
+
+
+class Comparison(NamedTuple):
+    """What one pass over S responses found, in double precision on the CPU."""
+
+    distances: dict[str, Tensor]
+    """"tv", "kl", "rkl", "js": [N] at every response token in packed order."""
+    log_ratio: Tensor
+    """[S] log π_p(y|x)/π_q(y|x), in nats: how much likelier the teacher finds each whole response."""
+    response: Tensor
+    """[N] long, see `Chunk`."""
+
+    def per_token(self) -> dict[str, float]:
+        """Means over tokens: "tv" in 0..1, the others in nats a token."""
+        return {name: float(values.mean()) for name, values in self.distances.items()}
+
+    def per_sequence(self) -> dict[str, float]:
+        """Means over responses of the sum over a response's tokens, as the game is written (Σ_t E)."""
+        return {name: float(values.sum()) / len(self.log_ratio) for name, values in self.distances.items()}
 
 
 @torch.no_grad()
-def mean_distances(student: Policy, teacher: Policy, rollouts: Iterable[Rollout]) -> dict[str, float]:
-    """Total variation, KL and reverse KL between teacher and student, means over response tokens.
+def compare(
+    student: Policy,
+    teacher: Policy,
+    rollouts: Iterable[Rollout],
+    *,
+    logits_at_once: int = LOGITS_AT_ONCE,
+    watch: Callable[[Chunk], None] | None = None,
+) -> Comparison:
+    """Every distance at every response token, and how likely both policies find each response.
 
     Args:
         rollouts: the held-out states; data- or teacher-written ones give the off-policy distance,
             ones written by `student` the on-policy distance.
+        watch: is shown every chunk on its way, so that one pass serves for more than distances.
 
-    Returns:
-        "tv" in 0..1, "kl" and "rkl" in nats per token; student and teacher are left in evaluation mode.
+    Student and teacher are left in evaluation mode.
     """
+    found: dict[str, list[Tensor]] = {name: [] for name in (*DISTANCES, "log_ratio", "response")}
+    for chunk in _chunks(student, teacher, rollouts, logits_at_once):
+        for name, distance in DISTANCES.items():
+            found[name].append(distance(chunk.log_p, chunk.log_q).double().cpu())
+        log_p, log_q = (one.gather(-1, chunk.actions.unsqueeze(-1)) for one in (chunk.log_p, chunk.log_q))
+        found["log_ratio"].append((log_p.double() - log_q.double()).squeeze(-1).cpu())
+        found["response"].append(chunk.response)
+        if watch is not None:
+            watch(chunk)
+    whole = {name: torch.cat(parts) for name, parts in found.items()}
+    response = whole.pop("response")
+    of_tokens = whole.pop("log_ratio")
+    log_ratio = of_tokens.new_zeros(int(response[-1]) + 1).index_add(0, response, of_tokens)
+    return Comparison(whole, log_ratio, response)
+
+
+def _chunks(
+    student: Policy, teacher: Policy, rollouts: Iterable[Rollout], logits_at_once: int
+) -> Iterator[Chunk]:
     student.eval()
     teacher.eval()
     device = next(student.parameters()).device
-    sums = dict.fromkeys(DISTANCES, 0.0)
-    count = 0
+    size = max(1, logits_at_once // (2 * teacher.vocabulary_size))
+    responses = 0
     for rollout in rollouts:
+        mask = rollout.response_mask
+        lengths = mask.sum(-1).flatten().cpu()
+        response = responses + torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        responses += len(lengths)
         rollout = rollout.to(device)
-        log_p = teacher.log_probs(teacher.hidden(rollout))
-        log_q = student.log_probs(student.hidden(rollout))
-        for name, distance in DISTANCES.items():
-            sums[name] += float(distance(log_p, log_q).double().sum())
-        count += len(log_p)
-    return {name: total / count for name, total in sums.items()}
+        actions = rollout.response_ids[rollout.response_mask]
+        student_hidden, teacher_hidden = student.hidden(rollout), teacher.hidden(rollout)
+        for start in range(0, len(actions), size):
+            rows = slice(start, start + size)
+            yield Chunk(
+                response[rows],
+                actions[rows],
+                teacher_hidden[rows],
+                teacher.log_probs(teacher_hidden[rows]),
+                student.log_probs(student_hidden[rows]),
+            )

@@ -1,17 +1,22 @@
 """One policy, held-out prompts, every metric: the same for teacher, student and baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
-from amd_lightning.evaluation.distances import mean_distances
+from amd_lightning.evaluation.distances import Comparison, compare
 from amd_lightning.evaluation.metrics import Checker, accuracy, rouge_l
+from amd_lightning.evaluation.probe import NEITHER, ProbeStates, halves
+from amd_lightning.evaluation.sequences import sequence_gaps, worst_case
 from amd_lightning.policies import Policy
-from amd_lightning.types import Rollout
+from amd_lightning.types import Rollout, join_responses
+
+Metrics = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,22 @@ class Evaluation:
 
     Attributes:
         metrics: rouge_l, sampled_rouge_l (0..100); accuracy, sampled_accuracy (0..1, None where the
-            task has no checker); tv_off, tv_on (0..1), kl_off, kl_on, rkl_off, rkl_on (nats a token)
-            to the teacher, off on the stored responses, on on the policy's own; response_tokens (mean
-            length of the sampled responses).
+            task has no checker); response_tokens (mean length of the sampled responses);
+
+            to the teacher, off on the stored responses, on on the policy's own: tv_off, tv_on (0..1),
+            kl_off, kl_on, rkl_off, rkl_on, js_off, js_on (nats a token), each also as the mean over
+            responses of the sum over tokens (tv_sequence_off, ...); probe_off, probe_on, the probe
+            moment distance (about 0..tv), with probe_train_off, probe_train_on on what it learned from;
+
+            to the teacher's samples of whole responses: exact_match (0..1), exact_match_gap, ngram_gap
+            (0..1), length_gap (tokens), mmd_squared, worst_case (0..2).
+
+            The probe and the gaps of whole responses are None where there are no teacher samples or too
+            few responses. The teacher's own say how far two sets of samples of one policy are apart.
         predictions: one row a response: id, kind (greedy or beam, and sampled), prompt, references, response.
     """
 
-    metrics: dict[str, float | None]
+    metrics: Metrics
     predictions: list[dict[str, Any]]
 
 
@@ -40,6 +54,7 @@ def evaluate(
     checker: Checker | None,
     samples: int,
     seed: int,
+    teacher_samples: Sequence[Sequence[list[int]]] | None,
 ) -> Evaluation:
     """Decode and sample every prompt, score the text, and measure the distances to the teacher.
 
@@ -48,6 +63,8 @@ def evaluate(
         checker: decides whether a response is correct; None where the task has no such notion.
         samples: responses drawn at temperature 1 for every prompt.
         seed: of these draws.
+        teacher_samples: the teacher's draws at temperature 1, from another seed: the ids of one response
+            to every example. None leaves out the probe and the gaps of whole responses.
     """
     policy.eval()
     pad_id = tokenizer.pad_token_id
@@ -57,28 +74,98 @@ def evaluate(
         ids = response_tokens(rollouts, order)
         return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
+    def stored(responses: Sequence[list[int]]) -> list[Rollout]:
+        rows = [example._replace(response_ids=ids) for example, ids in zip(examples, responses, strict=True)]
+        return [collate([rows[row] for row in batch], pad_id) for batch in order]
+
     best = texts(respond_to_all(policy, examples, decoding, pad_id=pad_id))
     draws = [
         respond_to_all(policy, examples, decoding, pad_id=pad_id, seed=seed + draw) for draw in range(samples)
     ]
     sampled = [texts(rollouts) for rollouts in draws]
-    written = [rollout for rollouts in draws for rollout in rollouts]
-    stored = [collate([examples[row] for row in rows], pad_id) for rows in order]
-
-    references = [example.example.references for example in examples]
-    all_sampled = [text for draw in sampled for text in draw]
-    metrics: dict[str, float | None] = {
-        "rouge_l": rouge_l(best, references),
-        "sampled_rouge_l": rouge_l(all_sampled, references * samples),
-        "accuracy": accuracy(best, references, checker) if checker else None,
-        "sampled_accuracy": accuracy(all_sampled, references * samples, checker) if checker else None,
-        "response_tokens": sum(int(rollout.response_mask.sum()) for rollout in written) / len(all_sampled),
+    off, on = stored([example.response_ids for example in examples]), _side_by_side(draws)
+    theirs = None
+    if teacher_samples is not None:
+        theirs = _side_by_side([stored(responses) for responses in teacher_samples])
+    tokens = sum(int(rollout.response_mask.sum()) for rollout in on)
+    metrics: Metrics = {
+        **_text_metrics(best, sampled, examples, checker),
+        "response_tokens": tokens / (samples * len(examples)),
+        **_distances(policy, teacher, {"off": off, "on": on}, theirs, decoding.batch_size),
     }
-    for source, rollouts in (("off", stored), ("on", written)):
-        for name, value in mean_distances(policy, teacher, rollouts).items():
-            metrics[f"{name}_{source}"] = value
     kind = "greedy" if decoding.num_beams == 1 else "beam"
     return Evaluation(metrics, _rows(examples, {kind: [best], "sampled": sampled}))
+
+
+def _text_metrics(
+    best: list[str],
+    sampled: list[list[str]],
+    examples: Sequence[TokenisedExample],
+    checker: Checker | None,
+) -> Metrics:
+    """What a reader would say; `sampled` one list a draw."""
+    golds = [example.example.references for example in examples]
+    all_golds = golds * len(sampled)
+    all_sampled = [text for draw in sampled for text in draw]
+    return {
+        "rouge_l": rouge_l(best, golds),
+        "sampled_rouge_l": rouge_l(all_sampled, all_golds),
+        "accuracy": accuracy(best, golds, checker) if checker else None,
+        "sampled_accuracy": accuracy(all_sampled, all_golds, checker) if checker else None,
+    }
+
+
+GAPS = ("exact_match", "exact_match_gap", "ngram_gap", "length_gap", "mmd_squared", "worst_case")
+
+
+def _distances(
+    policy: Policy,
+    teacher: Policy,
+    states: dict[str, list[Rollout]],
+    teacher_written: list[Rollout] | None,
+    size: int,
+) -> Metrics:
+    """What is measured between the policies; `states` "off" and "on", about `size` responses a pass."""
+    per_token: Metrics = {}
+    per_sequence: Metrics = {}
+    probes: Metrics = {}
+    found: dict[str, Comparison] = {}
+    for source, rollouts in states.items():
+        probe = ProbeStates(_first_draws(rollouts))
+        watch = None if teacher_written is None else probe.add
+        found[source] = compare(policy, teacher, _in_groups(rollouts, size), watch=watch)
+        per_token |= {f"{name}_{source}": value for name, value in found[source].per_token().items()}
+        for name, value in found[source].per_sequence().items():
+            per_sequence[f"{name}_sequence_{source}"] = value
+        probes[f"probe_{source}"], probes[f"probe_train_{source}"] = probe.measure() or (None, None)
+    gaps: Metrics = dict.fromkeys(GAPS)
+    if teacher_written is not None:
+        on_teacher = compare(policy, teacher, _in_groups(teacher_written, size))
+        gaps |= sequence_gaps(states["on"], teacher_written)
+        gaps["worst_case"] = worst_case(found["on"].log_ratio, on_teacher.log_ratio)
+    return {**per_token, **per_sequence, **probes, **gaps}
+
+
+def _first_draws(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """The probe's half of every response, [B, C] row by row: off and on alike it takes a prompt's first."""
+    lengths = torch.cat([rollout.response_mask.sum(-1) for rollout in rollouts])
+    half = torch.full_like(lengths, NEITHER)
+    half[:, 0] = halves(lengths[:, 0])
+    return half.flatten()
+
+
+def _side_by_side(draws: Sequence[Sequence[Rollout]]) -> list[Rollout]:
+    """Draws to the same batches of prompts as one rollout a batch, C = the number of draws."""
+    return [join_responses(batch) for batch in zip(*draws, strict=True)]
+
+
+def _in_groups(rollouts: Sequence[Rollout], size: int) -> Iterator[Rollout]:
+    """The same rollouts, at most `size` responses in each as far as prompts stay whole."""
+    for rollout in rollouts:
+        prompts, copies = rollout.off_policy.shape
+        step = max(1, size // copies)
+        for start in range(0, prompts, step):
+            yield rollout.rows(start, start + step)
 
 
 def _rows(

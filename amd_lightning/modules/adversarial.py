@@ -2,11 +2,11 @@
 
     min_θ max_f   β L_off + (1 − β) L_on,     L = mean over states of Σ_a (p − q)(a) f(s, a)
 
-One update is K critic steps, then one student step, on the same batch. `critic_loss` and
-`student_loss` are the two sides of one value, `moment_gap`: look for the sign.
+One update is one student step and K critic steps on the same batch. `critic_loss` and `student_loss`
+are the two sides of one value, the moment gap: look for the sign.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from amd_lightning.critics import CriticPair
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.diagnostics import token_values
 from amd_lightning.modules.optim import Optimisation
-from amd_lightning.objectives.moments import log_ratio, moment_gap, ridge_penalty
+from amd_lightning.objectives.moments import moment_gap
+from amd_lightning.objectives.support import Support
 from amd_lightning.policies import Policy
 from amd_lightning.types import Tokens
 
@@ -26,12 +27,13 @@ class AdversarialModule(DistillationModule):
 
     Args:
         critics: the off- and on-policy critics; nothing is stepped where they have nothing to learn.
+        support: both policies' log-probabilities [n, V] -> the actions that critic steps look at, with
+            the ridge's mixture.
+        ridge: the weight of the critics' regulariser, 0 for none.
         critic_optimisation: their optimizer, on a faster time scale than the student's.
         critic_steps_per_update: K.
         settings: see `DistillationModule`.
     """
-
-    teacher: Policy
 
     def __init__(
         self,
@@ -39,58 +41,73 @@ class AdversarialModule(DistillationModule):
         teacher: Policy,
         *,
         critics: CriticPair,
+        support: Callable[[Tensor, Tensor], Support],
+        ridge: float,
         critic_optimisation: Optimisation,
         critic_steps_per_update: int,
         **settings: Any,
     ) -> None:
         super().__init__(student, teacher, **settings)
         self.critics = critics
+        self.support = support
+        self.ridge = ridge
         self.critic_optimisation = critic_optimisation
         self.critic_steps_per_update = critic_steps_per_update
 
     # -- the two sides of the game -------------------------------------------------------------
 
-    def critic_loss(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def critic_loss(self, tokens: Tokens, support: Support) -> Tensor:
         """− (moment gap − ridge): the critics ascend. The policies are constants here. Scalar."""
-        p, q = log_p.exp(), log_q.exp()
-        f = self.critics(tokens, log_ratio(log_p, log_q))
-        gap = moment_gap(p, q, f)
-        ridge = self.critics.ridge * ridge_penalty(p, q, f, self.critics.alpha)
-        return -(tokens.weight * (gap - ridge)).sum()
+        f = self.critics.at(tokens, support)
+        return -(tokens.weight * (support.gap(f) - self.ridge * support.penalty(f))).sum()
 
-    def student_loss(self, tokens: Tokens, log_p: Tensor, log_q: Tensor, f: Tensor) -> Tensor:
-        """+ moment gap at each state: the student descends. The critic is a constant here. [N]."""
+    def student_loss(self, log_p: Tensor, log_q: Tensor, f: Tensor) -> Tensor:
+        """+ moment gap at each state: the student descends. The critic is a constant here. [n]."""
         return moment_gap(log_p.exp(), log_q.exp(), f.detach())
 
     # -- one update ----------------------------------------------------------------------------
 
-    def critic_steps(self, micro_batches: Sequence[Tokens]) -> dict[str, float]:
+    def token_terms(
+        self, tokens: Tokens, log_p: Tensor | None, log_q: Tensor, diagnose: bool
+    ) -> dict[str, Tensor]:
+        assert log_p is not None
+        with torch.no_grad():
+            f = self.critics(tokens, log_p, log_q)
+        found = {"distance": self.student_loss(log_p, log_q, f)}
+        if diagnose:
+            found |= token_values(log_p, log_q, f)
+        if self.critics.learns and torch.is_grad_enabled():
+            support = self.support(log_p, log_q.detach())
+            found |= {name: part for name, part in support._asdict().items() if part is not None}
+            if diagnose:
+                with torch.no_grad():
+                    on_support = support.gap(self.critics.at(tokens, support))
+                found["log.support_error"] = (on_support - found["distance"].detach()).abs()
+        return found
+
+    def sampled_cost(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """E_p f − f(the action written), whose mean under the student is the moment gap."""
+        f = self.critics(tokens, log_p, log_q)
+        return (log_p.exp() * f).sum(-1) - f.gather(-1, tokens.actions.unsqueeze(-1)).squeeze(-1)
+
+    def critic_steps(self, batch: Sequence[tuple[Tokens, Mapping[str, Tensor]]]) -> dict[str, float]:
         if not self.critics.learns:
             return {}
         optimizer = self._optimizers()[1]
-        with torch.no_grad():
-            policies = [
-                (self.teacher.log_probs(tokens.teacher_hidden), self.student.log_probs(tokens.student_hidden))
-                for tokens in micro_batches
-            ]
+        states = [
+            (tokens, Support(*(kept.get(name) for name in Support._fields)))  # type: ignore[arg-type]
+            for tokens, kept in batch
+        ]
         loss, norm = 0.0, 0.0
         for _ in range(self.critic_steps_per_update):
             optimizer.zero_grad()
             loss = 0.0
-            for tokens, (log_p, log_q) in zip(micro_batches, policies, strict=True):
-                part = self.critic_loss(tokens, log_p, log_q)
+            for tokens, support in states:
+                part = self.critic_loss(tokens, support)
                 self.manual_backward(part)
                 loss += part.item()
             norm = self._step(optimizer, self.critics, loss, self.critic_optimisation.clip_norm, "critic")
         return {"critic/loss": loss, "critic/grad_norm": norm}
-
-    def token_terms(self, tokens: Tokens, diagnose: bool) -> dict[str, Tensor]:
-        log_q = self.student.log_probs(tokens.student_hidden)
-        with torch.no_grad():
-            log_p = self.teacher.log_probs(tokens.teacher_hidden)
-            f = self.critics(tokens, log_ratio(log_p, log_q))
-        distance = self.student_loss(tokens, log_p, log_q, f)
-        return {"distance": distance} | (token_values(log_p, log_q, f) if diagnose else {})
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         optimizers, schedulers = super().configure_optimizers()

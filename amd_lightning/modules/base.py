@@ -2,12 +2,13 @@
 
 One dataloader batch is one update. `training_step` collects its rollouts (stored ones, and the
 student's own where β < 1), weighs their tokens once, cuts them into micro-batches, and makes one
-student step; subclasses say what the loss of packed tokens is, and what moves before the student.
+student step; subclasses say what the distance at a state is, and what else moves on the same batch.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.diagnostics import TokenMeans, response_metrics
+from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
 from amd_lightning.modules.optim import Optimisation
+from amd_lightning.objectives.chunked import chunk_size, weighted_sum
+from amd_lightning.objectives.policy_gradient import mixture_importance
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import Sampler, collect
 from amd_lightning.types import Batch, Rollout, Tokens
@@ -35,6 +39,13 @@ class DistillationModule(L.LightningModule):
         updates: how many updates the schedule spans.
         micro_batch_size: prompts per backward.
         log_every: diagnose and log every so many updates (and the first).
+        temperatures: of teacher and student in the objective; each divides its policy's logits, the loss
+            is not rescaled.
+        horizon: how much of what follows an action counts against it; None for nothing (γ = 0).
+        kernel: the sequence-level term; None for none.
+        teacher_share: of the teacher in the mixture that `sampler` draws from; tokens are weighed by
+            their importance where it is not 0.
+        chunk_tokens: how many tokens meet the heads at once; None for `chunked.chunk_size`.
     """
 
     teacher: Policy | None
@@ -51,6 +62,11 @@ class DistillationModule(L.LightningModule):
         updates: int,
         micro_batch_size: int,
         log_every: int,
+        temperatures: tuple[float, float] = (1.0, 1.0),
+        horizon: Horizon | None = None,
+        kernel: SequenceKernel | None = None,
+        teacher_share: float = 0.0,
+        chunk_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -65,6 +81,11 @@ class DistillationModule(L.LightningModule):
         self.updates = updates
         self.micro_batch_size = micro_batch_size
         self.log_every = log_every
+        self.temperatures = temperatures
+        self.horizon = horizon
+        self.kernel = kernel
+        self.teacher_share = teacher_share
+        self.chunk_tokens = chunk_tokens
         self.update = 0
         self.tokens_seen = {"off": 0, "on": 0}
         self.latest: dict[str, float] = {}
@@ -73,13 +94,30 @@ class DistillationModule(L.LightningModule):
 
     # -- what a method says --------------------------------------------------------------------
 
-    def token_terms(self, tokens: Tokens, diagnose: bool) -> dict[str, Tensor]:
-        """Per-token values [N]: "distance", whose weighted sum is the loss that the student descends,
-        and, where `diagnose`, those of `diagnostics.token_values`."""
+    def token_terms(
+        self, tokens: Tokens, log_p: Tensor | None, log_q: Tensor, diagnose: bool
+    ) -> dict[str, Tensor]:
+        """What a method makes of some tokens.
+
+        Args:
+            tokens: n packed tokens, features without a graph.
+            log_p: of the teacher [n, V], a constant; None without a teacher.
+            log_q: of the student [n, V].
+            diagnose: also give the values of `diagnostics.token_values`, under "log." + name.
+
+        Returns:
+            "distance" [n], whose weighted sum is the loss that the student descends, and whatever
+            `critic_steps` will want of these tokens.
+        """
         raise NotImplementedError
 
-    def critic_steps(self, micro_batches: Sequence[Tokens]) -> dict[str, float]:
-        """What moves before the student, on the same batch: nothing here. Returns metrics."""
+    def sampled_cost(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """An unbiased estimate of the distance at each state from the action written there alone. [n]."""
+        raise NotImplementedError
+
+    def critic_steps(self, batch: Sequence[tuple[Tokens, Mapping[str, Tensor]]]) -> dict[str, float]:
+        """What else moves on the same batch, given its tokens and what `token_terms` kept of them: nothing
+        here. Returns metrics."""
         return {}
 
     # -- collect, update, log ------------------------------------------------------------------
@@ -95,37 +133,37 @@ class DistillationModule(L.LightningModule):
             self._log(metrics | response_metrics(batch, self.student.end_ids))
 
     def _update(self, batch: Batch, diagnose: bool) -> dict[str, float]:
-        """K critic steps where there is a critic, then one student step, all on the same batch."""
-        micro_batches = list(batch.micro_batches(self.micro_batch_size))
-        # The student does not move while the critics step, so one forward gives the critics their
-        # features and the student its graph; only when that graph would have to be kept for several
-        # micro-batches is it made again at the student's turn.
-        keep_graph = len(micro_batches) == 1
-        packed = [self._pack(micro, keep_graph) for micro in micro_batches]
-        critic_metrics = self.critic_steps(packed)
+        """The student's gradient, K critic steps where there is a critic, the student's step: one batch.
 
+        The gradient is taken against the critics as the last update left them, and the critics then
+        climb on what that one pass kept: each policy's forward and head run once, and a critic step
+        touches neither. Over a run it is the same alternation of K critic steps and one student step.
+        """
+        micro_batches = list(batch.micro_batches(self.micro_batch_size))
+        advantages = self._advantages(micro_batches)
         optimizer = self._optimizers()[0]
         optimizer.zero_grad()
         loss, means = 0.0, TokenMeans()
-        for micro, tokens in zip(micro_batches, packed, strict=True):
-            if not keep_graph:
-                tokens = tokens._replace(student_hidden=self.student.hidden(micro.rollout))
-            terms = self.token_terms(tokens, diagnose)
-            part = (tokens.weight * terms.pop("distance")).sum()
+        kept: list[tuple[Tokens, dict[str, Tensor]]] = []
+        for micro, advantage in zip(micro_batches, advantages, strict=True):
+            tokens = self._pack(micro)._replace(advantage=advantage)
+            part, values = self._loss(tokens, diagnose)
             self.manual_backward(part)
             loss += part.item()
-            means.add(tokens, terms)
+            tokens = _constant(tokens)
+            means.add(tokens, {name[4:]: values.pop(name) for name in list(values) if name[:4] == "log."})
+            kept.append((tokens, values))
+        critic_metrics = self.critic_steps(kept)
         metrics = {"train/loss": loss, "train/learning_rate": optimizer.param_groups[0]["lr"]}
         metrics["train/grad_norm"] = self._step(
             optimizer, self.student, loss, self.optimisation.clip_norm, "student"
         )
         return metrics | means.metrics() | critic_metrics
 
-    def _pack(self, micro: Batch, keep_graph: bool) -> Tokens:
+    def _pack(self, micro: Batch) -> Tokens:
         """The packed tokens of a micro-batch: one student forward, and the only teacher forward."""
         rollout = micro.rollout
-        with torch.set_grad_enabled(keep_graph):
-            student_hidden = self.student.hidden(rollout)
+        student_hidden = self.student.hidden(rollout)
         teacher_hidden = student_hidden.new_empty(len(student_hidden), 0)
         if self.teacher is not None:
             with torch.no_grad():
@@ -135,6 +173,73 @@ class DistillationModule(L.LightningModule):
         return Tokens(
             student_hidden, teacher_hidden, rollout.response_ids[mask], micro.weight[mask], off_policy[mask]
         )
+
+    def _loss(self, tokens: Tokens, diagnose: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Σ weight · (distance + advantage · log q(action)), and what the method kept of each token."""
+        packed = _constant(tokens)
+
+        def terms(rows: slice, log_q: Tensor) -> dict[str, Tensor]:
+            chunk = packed.at(rows)
+            log_p = self._teacher_log_probs(chunk)
+            found = self.token_terms(chunk, log_p, log_q, diagnose)
+            written = log_q.gather(-1, chunk.actions.unsqueeze(-1)).squeeze(-1)
+            if chunk.advantage is not None:
+                found["distance"] = found["distance"] + chunk.advantage * written
+            if self.teacher_share and log_p is not None:
+                drawn = log_p.gather(-1, chunk.actions.unsqueeze(-1)).squeeze(-1), written.detach()
+                importance = mixture_importance(*drawn, self.teacher_share)
+                found["distance"] *= torch.where(chunk.off_policy, 1.0, importance)
+            return found
+
+        return self._over_chunks(terms, tokens)
+
+    def _over_chunks(self, terms: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        return weighted_sum(
+            terms,
+            tokens.student_hidden,
+            tokens.weight,
+            partial(self.student.log_probs, temperature=self.temperatures[1]),
+            self.student.head_parameters,
+            self.chunk_tokens or chunk_size(self.student.vocabulary_size),
+        )
+
+    @torch.no_grad()
+    def _teacher_log_probs(self, tokens: Tokens) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        return self.teacher.log_probs(tokens.teacher_hidden, self.temperatures[0])
+
+    # -- what an action is responsible for beside its state ----------------------------------------
+
+    def _advantages(self, micro_batches: Sequence[Batch]) -> list[Tensor | None]:
+        """Each packed token's advantage; None without a horizon, a kernel, or student-written responses."""
+        found: list[Tensor | None] = [None] * len(micro_batches)
+        if self.beta == 1.0:
+            return found
+        rollouts = [micro.rollout for micro in micro_batches]
+        if self.horizon is not None:
+            costs = [self._costs(micro, self.horizon.returns) for micro in micro_batches]
+            found = list(batch_advantages(rollouts, costs, self.horizon))
+        if self.kernel is not None:
+            of_whole = [kernel_costs(rollout, self.kernel) for rollout in rollouts]
+            found = [own if one is None else one + own for one, own in zip(found, of_whole, strict=True)]
+        return found
+
+    @torch.no_grad()
+    def _costs(self, micro: Batch, returns: str) -> Tensor:
+        """The distance at each state as a cost, [N]: for baselines, which look at the whole batch, it is
+        needed before the first gradient. So a horizon costs one more forward of both policies."""
+        tokens = self._pack(micro)
+
+        def terms(rows: slice, log_q: Tensor) -> dict[str, Tensor]:
+            chunk = tokens.at(rows)
+            log_p = self._teacher_log_probs(chunk)
+            found = self.token_terms(chunk, log_p, log_q, diagnose=False)
+            sampled = returns == "sampled" and log_p is not None
+            cost = self.sampled_cost(chunk, log_p, log_q) if sampled else found["distance"]  # type: ignore[arg-type]
+            return {"distance": found["distance"], "cost": cost}
+
+        return self._over_chunks(terms, tokens)[1]["cost"]
 
     def _count_tokens(self, batch: Batch) -> None:
         per_response = batch.rollout.response_mask.sum(-1)
@@ -219,3 +324,8 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.update = checkpoint["progress"]["update"]
         self.tokens_seen = dict(checkpoint["progress"]["tokens_seen"])
+
+
+def _constant(tokens: Tokens) -> Tokens:
+    """The same tokens, their features without a graph."""
+    return tokens._replace(student_hidden=tokens.student_hidden.detach())

@@ -14,6 +14,7 @@ train/grad_norm         of the student, before clipping
 train/learning_rate     of the student
 critic/loss             what the critics descend, after the last of the K steps
 critic/grad_norm        of the critics, before clipping
+critic/support_error    mean |moment gap over the actions that critic steps look at − over all|, same critic
 time/seconds            since training began
 time/updates_per_second since the line before
 """
@@ -58,6 +59,7 @@ class TokenMeans:
             "train/tv_off": self.mean("tv", ["off"]),
             "train/tv_on": self.mean("tv", ["on"]),
             "train/critic_abs": self.mean("critic_abs"),
+            "critic/support_error": self.mean("support_error"),
             "train/gap_over_tv": gap / (2.0 * variation) if gap is not None and variation else None,
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -67,15 +69,16 @@ class TokenMeans:
 def token_values(log_p: Tensor, log_q: Tensor, critic: Tensor | None = None) -> dict[str, Tensor]:
     """Moment gap, total variation and mean |f| at each state. Log-probabilities [N, V] -> [N] each.
 
+    Names are headed by "log.": they are for the log, and not for the critics.
     `critic` [N, V] is the run's own; without one the closed form at alpha .5, ridge 2 stands in.
     """
     if critic is None:
         critic = closed_form_critic(log_ratio(log_p, log_q), alpha=0.5, ridge=2.0)
     p, q = log_p.exp(), log_q.exp()
     return {
-        "moment_gap": moment_gap(p, q, critic),
-        "tv": tv(log_p, log_q),
-        "critic_abs": (0.5 * (p + q) * critic.abs()).sum(-1),
+        "log.moment_gap": moment_gap(p, q, critic),
+        "log.tv": tv(log_p, log_q),
+        "log.critic_abs": (0.5 * (p + q) * critic.abs()).sum(-1),
     }
 
 

@@ -36,10 +36,31 @@ def closed_form_critic(log_ratio: Tensor, alpha: float, ridge: float) -> Tensor:
     # With t = tanh(½ log p/q) = (p − q)/(p + q) this is 2t / (ridge (1 + (2 alpha − 1) t)): no quotient that
     # could overflow, exactly 0 at p = q, and to rounding of its own size beside it.
     half = torch.tanh(0.5 * log_ratio)
+    if alpha == 0.5:
+        return half * (2.0 / ridge)
     return 2.0 * half / (ridge * (1.0 + (2.0 * alpha - 1.0) * half))
+
+
+def sign_critic(log_ratio: Tensor) -> Tensor:
+    """The maximiser of the gap among critics bounded by 1: sign(p − q), with gap 2TV. [N, V] -> [N, V]."""
+    return log_ratio.sign()
+
+
+def kernel_critic(p: Tensor, q: Tensor, embeddings: Tensor) -> Tensor:
+    """The maximiser of the gap among f(a) = ⟨g, w_a⟩ with |g| ≤ 1. [N, V], [N, V], w [V, D] -> [N, V].
+
+    With Δ = Σ_a (p − q)(a) w_a the gap is ⟨g, Δ⟩, so g = Δ/‖Δ‖ and the gap ‖Δ‖: the distance between the
+    two policies' mean embeddings (a maximum mean discrepancy, Gretton et al. 2012, with the kernel
+    ⟨w_a, w_b⟩). 0 where Δ = 0.
+    """
+    mean_difference = (p - q) @ embeddings.to(p.dtype)
+    tiny = torch.finfo(p.dtype).tiny
+    # Scaled first: the squares of a norm underflow long before the difference does.
+    scaled = mean_difference / mean_difference.abs().amax(-1, keepdim=True).clamp(min=tiny)
+    direction = scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=tiny)
+    return direction @ embeddings.to(p.dtype).T
 
 
 def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p/q, 0 where both rule the action out. [N, V], [N, V] -> [N, V]."""
-    both_impossible = (log_p == -torch.inf) & (log_q == -torch.inf)
-    return torch.where(both_impossible, 0.0, log_p - log_q)
+    return (log_p - log_q).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  # −inf − (−inf) is NaN

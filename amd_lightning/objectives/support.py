@@ -12,7 +12,7 @@ and the log-ratio.
 With p, q the next-token distributions of teacher and student, mixture = alpha·p + (1 − alpha)·q.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Support(NamedTuple):
     """[N, M] alpha·p + (1 − alpha)·q, or its stand-in: E_mixture f² is the sum of mixture · f²."""
     log_ratio: Tensor
     """[N, M] log p/q."""
+
+    def at(self, rows: Any) -> "Support":
+        """Some of the states."""
+        return Support._make(None if part is None else part[rows] for part in self)
 
     def gap(self, critic: Tensor) -> Tensor:
         """Σ_a (p − q)(a) f(a). [N, M] -> [N]."""
@@ -61,7 +65,8 @@ def top_k_support(log_p: Tensor, log_q: Tensor, alpha: float, k: int) -> Support
         return full_support(log_p, log_q, alpha)
     p, q = log_p.exp(), log_q.exp()
     actions = (p + q).topk(k, dim=-1, sorted=False).indices
-    log_p, log_q = _with_tail(log_p.gather(-1, actions), p), _with_tail(log_q.gather(-1, actions), q)
+    log_p = _with_tail(log_p.gather(-1, actions), actions, p)
+    log_q = _with_tail(log_q.gather(-1, actions), actions, q)
     p, q = log_p.exp(), log_q.exp()
     actions = torch.cat([actions, actions.new_full((len(actions), 1), TAIL)], dim=-1)
     return Support(actions, p - q, alpha * p + (1.0 - alpha) * q, log_ratio(log_p, log_q))
@@ -86,7 +91,10 @@ def sampled_support(log_p: Tensor, log_q: Tensor, alpha: float, samples: int) ->
     )
 
 
-def _with_tail(log_top: Tensor, probabilities: Tensor) -> Tensor:
-    """[N, k] log-probabilities -> [N, k + 1], the last one that of everything else."""
-    rest = (probabilities.sum(-1, keepdim=True) - log_top.exp().sum(-1, keepdim=True)).clamp(min=0.0)
+def _with_tail(log_top: Tensor, actions: Tensor, probabilities: Tensor) -> Tensor:
+    """[N, k] log-probabilities -> [N, k + 1], the last one that of everything else.
+
+    `probabilities` is used up: summed without the k, for 1 less their sum is rounding where the rest is small.
+    """
+    rest = probabilities.scatter_(-1, actions, 0.0).sum(-1, keepdim=True)
     return torch.cat([log_top, rest.log()], dim=-1)

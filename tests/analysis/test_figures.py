@@ -22,6 +22,7 @@ Metrics = dict[str, Curve]
 
 LOSS, GAP = "Training loss: moment matching", "Training moment gap (the run's critic)"
 ACCURACY, DISTANCE = "Validation sampled accuracy", "Validation distance to the teacher"
+PROBE = "Validation moment gap (probe critic)"
 
 
 @pytest.fixture
@@ -78,6 +79,16 @@ def test_2tv_is_twice_tv(results: dict[str, Any], metrics: Metrics) -> None:
     assert gap["moment gap on"] == pytest.approx([0.7, 0.07, 0.035])
     assert distance["2TV on"] == pytest.approx([0.4, 0.4])
     assert distance["KL off (nats)"] == pytest.approx([0.3, 0.3])
+
+
+def test_the_probe_has_a_panel_where_it_was_measured(results: dict[str, Any], metrics: Metrics) -> None:
+    metrics["valid/probe_off"], metrics["valid/tv_off"] = [(10.0, -0.01), (20.0, 0.02)], [(10.0, 0.1)]
+    found = panels(curves_figure(results, metrics))
+    assert list(found) == [LOSS, GAP, ACCURACY, DISTANCE, PROBE]
+    assert lines(found[PROBE])["probe off"] == pytest.approx([-0.01, 0.02])
+    assert lines(found[PROBE])["2TV off"] == pytest.approx([0.2])
+    assert found[PROBE].get_ylim()[0] < -0.01
+    assert_nothing_is_clipped(curves_figure(results, metrics))
 
 
 def test_companions_are_thinner(results: dict[str, Any], metrics: Metrics) -> None:

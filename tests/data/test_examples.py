@@ -286,6 +286,19 @@ class TestCollate:
         assert batch.prompt.attention_mask.tolist() == [[1, 1, 1], [0, 1, 1]]
         assert batch.response_ids.tolist() == [[[7, EOS, PAD]], [[7, 8, 9]]]
 
+    def test_samples_stand_beside_the_prompt_that_they_answer(self) -> None:
+        assert collate(self.ROWS, pad_id=PAD).samples is None
+        samples = (([7, EOS], [8, 9, 4, EOS]), ([4], [5, EOS]))
+        rows = [row._replace(samples=its) for row, its in zip(self.ROWS, samples, strict=True)]
+        batch = collate(rows, pad_id=PAD)
+        assert batch.samples is not None
+        expected = [[[7, EOS, PAD, PAD], [8, 9, 4, EOS]], [[4, PAD, PAD, PAD], [5, EOS, PAD, PAD]]]
+        assert batch.samples.ids.tolist() == expected
+        assert batch.samples.mask.sum(-1).tolist() == [[2, 4], [1, 2]]
+        assert collate(rows, pad_id=EOS).samples.mask.sum(-1).tolist() == [[2, 4], [1, 2]]
+        without = batch._replace(samples=None)
+        assert all(map(torch.equal, without[1:4], collate(self.ROWS, pad_id=PAD)[1:4]))
+
     def test_padding_with_eos_does_not_lengthen_a_response(self) -> None:
         batch = collate(self.ROWS, pad_id=EOS)
         assert batch.response_mask.sum(-1).tolist() == [[2], [3]]

@@ -1,4 +1,4 @@
-"""Decoding and distances on held-out prompts: fixed by the seed, in the order of the rows, for any policy."""
+"""Decoding and measuring held-out prompts: fixed by the seed, in the order of the rows, for any policy."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from amd_lightning.data.examples import Limits, PromptTemplate, TokenisedExample
 from amd_lightning.data.samsum import to_example
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
-from amd_lightning.evaluation.distances import mean_distances
+from amd_lightning.evaluation.distances import DISTANCES
 from amd_lightning.evaluation.harness import Evaluation, evaluate
 from amd_lightning.policies import Policy
 from tests.helpers import t5
@@ -23,20 +23,31 @@ EXAMPLES = [  # prompts of very different lengths, so that decoding changes thei
     for row, example in enumerate(EXAMPLES)
 ]
 DECODING = Decoding(max_tokens=6, batch_size=3)
+WHOLE = {"exact_match", "exact_match_gap", "ngram_gap", "length_gap", "mmd_squared", "worst_case"}
+PROBES = {"probe_off", "probe_on", "probe_train_off", "probe_train_on"}
 
 
 def policy(seed: int, **fields: Any) -> Policy:
     return t5(seed, vocab_size=len(TOKENIZER), **fields)
 
 
+def teacher_samples(teacher: Policy, samples: int, seed: int = 100) -> list[list[list[int]]]:
+    order = list(batches(EXAMPLES, DECODING.batch_size))
+    draws = [
+        respond_to_all(teacher, EXAMPLES, DECODING, pad_id=0, seed=seed + draw) for draw in range(samples)
+    ]
+    return [response_tokens(draw, order) for draw in draws]
+
+
 def run(student: Policy, teacher: Policy, *, samples: int = 1, seed: int = 0, **options: Any) -> Evaluation:
-    arguments: dict[str, Any] = {"decoding": DECODING, "checker": is_correct, **options}
+    arguments: dict[str, Any] = {"decoding": DECODING, "checker": is_correct, "teacher_samples": None}
+    arguments |= options
     return evaluate(student, teacher, EXAMPLES, TOKENIZER, samples=samples, seed=seed, **arguments)
 
 
 def test_a_teacher_is_at_no_distance_from_itself() -> None:
     metrics = run(policy(0), policy(0)).metrics
-    for name in ("tv_off", "tv_on", "kl_off", "kl_on", "rkl_off", "rkl_on"):
+    for name in (f"{name}_{source}" for name in DISTANCES for source in ("off", "on")):
         assert metrics[name] == pytest.approx(0.0, abs=1e-6)
     assert {name: value for name, value in run(policy(1), policy(0)).metrics.items() if "tv" in name} != {}
     assert min(run(policy(1), policy(0)).metrics[name] or 0.0 for name in ("tv_on", "kl_off")) > 0.05
@@ -118,31 +129,93 @@ def test_without_a_checker_there_is_no_accuracy() -> None:
 
 
 def test_the_documented_metrics_are_all_there() -> None:
-    names = {"rouge_l", "sampled_rouge_l", "accuracy", "sampled_accuracy", "response_tokens"}
-    names |= {f"{name}_{source}" for name in ("tv", "kl", "rkl") for source in ("off", "on")}
+    names = {"rouge_l", "sampled_rouge_l", "accuracy", "sampled_accuracy", "response_tokens", *WHOLE}
+    names |= {
+        f"{name}_{source}"
+        for distance in DISTANCES
+        for name in (distance, f"{distance}_sequence")
+        for source in ("off", "on")
+    }
+    names |= PROBES
     assert set(run(policy(1), policy(0)).metrics) == names
-    assert all(name.split("_")[0] in (Evaluation.__doc__ or "") for name in names)
+    documented = Evaluation.__doc__ or ""
+    assert all(name in documented for name in names if "sequence" not in name)
+    found = run(policy(1), policy(0), samples=2, teacher_samples=teacher_samples(policy(0), 2)).metrics
+    assert set(found) == names
+    assert None not in found.values()
 
 
-def test_distances_are_means_over_tokens_not_over_rows() -> None:
+def test_without_the_teachers_samples_the_costly_part_is_left_out() -> None:
+    teacher = policy(0)
+    full = run(policy(1), teacher, samples=2, teacher_samples=teacher_samples(teacher, 2)).metrics
+    cheap = run(policy(1), teacher, samples=2).metrics
+    assert {name for name, value in cheap.items() if value is None} == {*WHOLE, *PROBES}
+    assert {name: value for name, value in full.items() if cheap[name] is not None} == {
+        name: value for name, value in cheap.items() if value is not None
+    }
+
+
+@pytest.mark.parametrize("ours, theirs", [(1, 3), (3, 1)])
+def test_one_sample_is_no_pair(ours: int, theirs: int) -> None:
+    teacher = policy(0)
+    metrics = run(policy(1), teacher, samples=ours, teacher_samples=teacher_samples(teacher, theirs)).metrics
+    assert {name for name, value in metrics.items() if value is None} == {"exact_match_gap", "mmd_squared"}
+
+
+def test_how_prompts_are_batched_changes_nothing() -> None:
     student, teacher = policy(1), policy(0)
-    together = mean_distances(student, teacher, [collate(EXAMPLES, 0)])
-    alone = [mean_distances(student, teacher, [collate([example], 0)]) for example in EXAMPLES]
-    lengths = [len(example.response_ids) for example in EXAMPLES]
-    for name, value in together.items():
-        weighted = sum(length * one[name] for length, one in zip(lengths, alone, strict=True)) / sum(lengths)
-        assert value == pytest.approx(weighted, rel=1e-4)
+    samples = teacher_samples(teacher, 3)
+
+    def measured(batch_size: int) -> dict[str, float | None]:
+        # Off-policy states and the teacher's samples are the same; the student's own draws are not.
+        decoding = Decoding(6, batch_size=batch_size)
+        metrics = run(student, teacher, samples=2, decoding=decoding, teacher_samples=samples).metrics
+        return {name: value for name, value in metrics.items() if name.endswith("_off")}
+
+    one, other = measured(1), measured(7)
+    assert {name: pytest.approx(value, rel=1e-3, abs=1e-6) for name, value in one.items()} == other
 
 
-def test_distances_by_hand() -> None:
-    student, teacher = policy(1), policy(0)
-    rollout = collate(EXAMPLES[:1], 0)
-    with torch.no_grad():
-        p, q = (one.log_probs(one.hidden(rollout)).exp() for one in (teacher, student))
-    found = mean_distances(student, teacher, [rollout])
-    assert found["tv"] == pytest.approx(float((p - q).abs().sum(-1).mean()) / 2, rel=1e-4)
-    assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
-    assert found["rkl"] == pytest.approx(float((q * (q / p).log()).sum(-1).mean()), rel=1e-4)
+def test_all_draws_to_a_prompt_are_compared_with_the_teachers() -> None:
+    """By hand from the responses: batches, draws and prompts are not mixed up."""
+    student, teacher = policy(1, sharpness=12.0), policy(1, sharpness=11.0)
+    theirs = teacher_samples(teacher, 3)
+    found = run(student, teacher, samples=2, seed=0, teacher_samples=theirs).metrics
+    ours = teacher_samples(student, 2, seed=0)
+    matches = [our[row] == their[row] for row in range(len(EXAMPLES)) for our in ours for their in theirs]
+    assert 0.0 < (found["exact_match"] or 0.0) < 1.0
+    assert found["exact_match"] == pytest.approx(sum(matches) / len(matches))
+    lengths = [sum(len(ids) for draw in draws for ids in draw) / len(draws) for draws in (ours, theirs)]
+    assert found["length_gap"] == pytest.approx((lengths[0] - lengths[1]) / len(EXAMPLES))
+
+
+def test_the_teachers_own_gaps_are_those_of_two_sets_of_samples() -> None:
+    teacher = policy(0)
+    found = run(teacher, teacher, samples=3, teacher_samples=teacher_samples(teacher, 3)).metrics
+    assert found["worst_case"] == pytest.approx(0.0, abs=1e-5)
+    assert found["probe_off"] == found["probe_on"] == 0.0
+    assert found["ngram_gap"] is not None
+    assert found["ngram_gap"] > 0.1  # the floor that a student cannot be expected to fall below
+    other = run(policy(1), teacher, samples=3, teacher_samples=teacher_samples(teacher, 3)).metrics
+    for name in ("ngram_gap", "mmd_squared", "worst_case"):
+        assert (other[name] or 0.0) > (found[name] or 0.0)
+
+
+def test_one_prompt_has_no_second_half_for_the_probe() -> None:
+    teacher = policy(0)
+    found = evaluate(
+        policy(1),
+        teacher,
+        EXAMPLES[:1],
+        TOKENIZER,
+        decoding=DECODING,
+        checker=None,
+        samples=2,
+        seed=0,
+        teacher_samples=[draw[:1] for draw in teacher_samples(teacher, 2)],
+    ).metrics
+    assert {found[name] for name in PROBES} == {None}
+    assert found["mmd_squared"] is not None
 
 
 def test_dropout_is_off() -> None:

@@ -5,6 +5,7 @@ gradient worked out by hand and, where the package has the divergence, its own f
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -18,14 +19,21 @@ from . import formulas
 from .testbed import World, random_logits
 
 SKEW = 0.1
+WORLDS = pytest.mark.parametrize("world", [World(5, 3), World(5, 3, eos=0)], ids=["no_eos", "eos"])
+
+Function = Callable[[Tensor, Tensor], Tensor]
 
 
 class Member(NamedTuple):
     """A critic, as a function of p and q, and the divergence whose gradient it has."""
 
-    critic: Callable[[Tensor, Tensor], Tensor]
-    gradient: Callable[[Tensor, Tensor], Tensor]
-    package: Callable[[Tensor, Tensor], Tensor] | None = None
+    critic: Function
+    by_hand: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Of p and q: value and gradient."""
+    package: Function
+    """Of log p and log q: value."""
+    factor: float = 1.0
+    """The critic has this times the divergence's gradient."""
 
 
 def tanh_half_log_ratio(p: Tensor, q: Tensor) -> Tensor:
@@ -38,25 +46,82 @@ def skew_critic(p: Tensor, q: Tensor) -> Tensor:
     return closed_form_critic(log_ratio(p.log(), q.log()), alpha=SKEW, ridge=ridge)
 
 
+def js_critic(p: Tensor, q: Tensor, mixture: float) -> Tensor:
+    return ((mixture * p + (1 - mixture) * q) / q).log() / (4 * mixture)
+
+
+def skew_rkl_critic(p: Tensor, q: Tensor) -> Tensor:
+    m = 0.1 * q + 0.9 * p
+    return (m / q).log() + 0.1 * q / m
+
+
+def akl_critic(p: Tensor, q: Tensor, head: float) -> Tensor:
+    share = formulas.akl_share(p, q, head).unsqueeze(-1)
+    return share * p / q + (1 - share) * (p / q).log()
+
+
+def alpha_beta_critic(p: Tensor, q: Tensor, alpha: float, beta: float) -> Tensor:
+    """Between log p/q at alpha 0 and p/q at alpha 1, weighed by the student's probability."""
+    return q ** (alpha + beta - 1) * ((p / q) ** alpha - 1) / alpha
+
+
+def js_member(mixture: float) -> Member:
+    return Member(
+        partial(js_critic, mixture=mixture),
+        partial(formulas.js, mixture=mixture),
+        partial(divergences.js, js_mixture=mixture),
+    )
+
+
+def akl_member(head: float) -> Member:
+    return Member(
+        partial(akl_critic, head=head),
+        partial(formulas.akl, head=head),
+        partial(divergences.akl, akl_head=head),
+    )
+
+
+def alpha_beta_member(alpha: float, beta: float, critic: Function | None = None) -> Member:
+    return Member(
+        critic or partial(alpha_beta_critic, alpha=alpha, beta=beta),
+        partial(formulas.alpha_beta, alpha=alpha, beta=beta),
+        partial(divergences.alpha_beta, ab_alpha=alpha, ab_beta=beta),
+    )
+
+
+MIDDLE = partial(formulas.skew_kl, skew=0.5), partial(divergences.skew_kl, skew=0.5)
+SKEW_KL = partial(formulas.skew_kl, skew=SKEW), partial(divergences.skew_kl, skew=SKEW)
+
 FAMILY = {
-    "kl": Member(lambda p, q: p / q, lambda p, q: formulas.kl(p, q)[1], divergences.kl),
-    "rkl": Member(lambda p, q: (p / q).log(), lambda p, q: formulas.rkl(p, q)[1], divergences.rkl),
-    "2 kl(p, middle)": Member(tanh_half_log_ratio, lambda p, q: 2 * formulas.skew_kl(p, q, 0.5)[1]),
-    "js": Member(lambda p, q: 0.5 * ((p + q) / (2 * q)).log(), lambda p, q: formulas.js(p, q)[1]),
-    "skew kl": Member(
-        lambda p, q: 0.9 * p / (0.1 * p + 0.9 * q), lambda p, q: formulas.skew_kl(p, q, SKEW)[1]
+    "kl": Member(lambda p, q: p / q, formulas.kl, divergences.kl),
+    "rkl": Member(lambda p, q: (p / q).log(), formulas.rkl, divergences.rkl),
+    "2 kl(p, middle)": Member(tanh_half_log_ratio, *MIDDLE, factor=2.0),
+    "js": Member(
+        lambda p, q: 0.5 * ((p + q) / (2 * q)).log(), formulas.js, partial(divergences.js, js_mixture=0.5)
     ),
-    "skew kl, closed form": Member(skew_critic, lambda p, q: formulas.skew_kl(p, q, SKEW)[1]),
-    "2 tv": Member(
-        lambda p, q: (p - q).sign(),
-        lambda p, q: 2 * formulas.tv(p, q)[1],
-        lambda log_p, log_q: 2 * divergences.tv(log_p, log_q),
+    "js .1": js_member(0.1),
+    "js .9": js_member(0.9),
+    "skew kl": Member(lambda p, q: 0.9 * p / (0.1 * p + 0.9 * q), *SKEW_KL),
+    "skew kl, closed form": Member(skew_critic, *SKEW_KL),
+    "skew rkl": Member(
+        skew_rkl_critic,
+        partial(formulas.skew_rkl, skew=SKEW),
+        partial(divergences.skew_rkl, skew=SKEW),
     ),
+    "jeffreys": Member(lambda p, q: p / q + (p / q).log(), formulas.jeffreys, divergences.jeffreys),
+    "akl .5": akl_member(0.5),
+    "akl .9": akl_member(0.9),
+    "alpha .2, beta .7": alpha_beta_member(0.2, 0.7),
+    "alpha .7, beta .2": alpha_beta_member(0.7, 0.2),
+    "alpha .5, beta 0": alpha_beta_member(0.5, 0.0),
+    "alpha 0, beta .5": alpha_beta_member(0.0, 0.5, lambda p, q: q**-0.5 * (p / q).log()),
+    "half the squared distance": alpha_beta_member(1.0, 1.0, lambda p, q: p - q),
+    "2 tv": Member(lambda p, q: (p - q).sign(), formulas.tv, divergences.tv, factor=2.0),
 }
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@pytest.mark.parametrize("world", [World(5, 3), World(5, 3, eos=0)], ids=["no_eos", "eos"])
+@WORLDS
 def test_a_frozen_critic_has_the_gradient_of_a_divergence(name: str, world: World) -> None:
     member = FAMILY[name]
     log_p = random_logits(world, seed=0).log_softmax(-1)
@@ -66,11 +131,17 @@ def test_a_frozen_critic_has_the_gradient_of_a_divergence(name: str, world: Worl
     (gradient,) = torch.autograd.grad(
         moment_gap(log_p.exp(), log_q.exp(), critic).sum(), logits, retain_graph=True
     )
-    by_hand = member.gradient(log_p.exp(), log_q.detach().exp())
+    value, by_hand = member.by_hand(log_p.exp(), log_q.detach().exp())
+    torch.testing.assert_close(gradient, member.factor * by_hand, rtol=0, atol=1e-13)
+    packaged = member.package(log_p, log_q)
+    torch.testing.assert_close(packaged, value, rtol=0, atol=1e-13)
+    (gradient,) = torch.autograd.grad(packaged.sum(), logits)
     torch.testing.assert_close(gradient, by_hand, rtol=0, atol=1e-13)
-    if member.package is not None:
-        (packaged,) = torch.autograd.grad(member.package(log_p, log_q).sum(), logits)
-        torch.testing.assert_close(packaged, by_hand, rtol=0, atol=1e-13)
+
+
+def test_every_divergence_of_the_package_is_in_the_family() -> None:
+    packaged = {getattr(member.package, "func", member.package) for member in FAMILY.values()}
+    assert packaged == set(divergences.DIVERGENCES.values())
 
 
 def test_only_the_ridge_family_fades_out_as_the_student_arrives() -> None:
@@ -84,3 +155,40 @@ def test_only_the_ridge_family_fades_out_as_the_student_arrives() -> None:
             pull[name].append(float(formulas.frozen_critic(p, q, critic)[1].norm()))
     assert pull["ridge"][1] / pull["ridge"][2] == pytest.approx(10, rel=0.1)
     assert pull["sign"][2] > 0.5 * pull["sign"][0]
+
+
+def policies(rows: int = 8, actions: int = 50) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a teacher and a student."""
+    logits = torch.randn(2, rows, actions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_p, log_q = logits.log_softmax(-1)
+    return log_p, log_q
+
+
+def test_the_ends_of_the_jensen_shannon_family_are_limits() -> None:
+    """Also in float32, where a difference of KLs to the mixture would be rounding and nothing else."""
+    log_p, log_q = policies()
+    forward, reverse = divergences.kl(log_p, log_q) / 4, divergences.rkl(log_p, log_q) / 4
+    torch.testing.assert_close(divergences.js(log_p, log_q, js_mixture=0.0), forward, rtol=1e-14, atol=0)
+    torch.testing.assert_close(divergences.js(log_p, log_q, js_mixture=1.0), reverse, rtol=1e-14, atol=0)
+    for end, mixtures in ((forward, (1e-4, 1e-6)), (reverse, (1 - 1e-4, 1 - 1e-6))):
+        far, near = (divergences.js(log_p, log_q, js_mixture=s) - end for s in mixtures)
+        # They approach in proportion to what is left of the other.
+        torch.testing.assert_close(near / far, torch.full_like(far, 0.01), rtol=0.02, atol=0)
+        assert (near / end).abs().max().item() < 2e-5
+    single_p, single_q = log_p.float(), log_q.float()
+    for s in (1e-6, 1e-4, 0.1, 0.5, 0.9, 1 - 1e-4, 1 - 1e-6):
+        for divergence in (partial(divergences.js, js_mixture=s), partial(divergences.skew_kl, skew=s)):
+            exact = divergence(single_p.double(), single_q.double())
+            inexact = divergence(single_p, single_q).double()
+            torch.testing.assert_close(inexact, exact, rtol=1e-5, atol=2e-6 * (1 - s))
+
+
+@pytest.mark.parametrize("small", [1e-4, 1e-7])
+def test_small_exponents_approach_the_limits_of_the_alpha_beta_family(small: float) -> None:
+    log_p, log_q = policies()
+    for at in (1.0, 0.5):
+        for exponents in ((at, 0.0), (0.0, at)):
+            alpha, beta = (exponent or small for exponent in exponents)
+            near = divergences.alpha_beta(log_p, log_q, ab_alpha=alpha, ab_beta=beta)
+            limit = formulas.alpha_beta(log_p.exp(), log_q.exp(), *exponents)[0]
+            torch.testing.assert_close(near, limit, rtol=20 * small, atol=0.0)

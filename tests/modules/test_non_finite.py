@@ -11,7 +11,9 @@ from torch import Tensor
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
+from amd_lightning.objectives.support import Support
 from amd_lightning.tracking import LastCheckpoint
+from amd_lightning.types import Tokens
 from tests.modules.harness import module, train
 
 
@@ -19,8 +21,8 @@ def break_student(some: DistillationModule, at: int, how: str) -> None:
     """From update `at` on, make the student's loss infinite, or finite with a gradient that is not."""
     own = some.token_terms
 
-    def broken(tokens: Any, diagnose: bool) -> dict[str, Tensor]:
-        terms = own(tokens, diagnose)
+    def broken(*arguments: Any) -> dict[str, Tensor]:
+        terms = own(*arguments)
         if some.update + 1 >= at:
             zero = 0.0 * terms["distance"]
             terms["distance"] = terms["distance"] + (zero + torch.inf if how == "loss" else zero.sqrt())
@@ -32,8 +34,8 @@ def break_student(some: DistillationModule, at: int, how: str) -> None:
 def break_critics(some: AdversarialModule, at: int) -> None:
     own = some.critic_loss
 
-    def broken(tokens: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return own(tokens, log_p, log_q) * (torch.nan if some.update + 1 >= at else 1.0)
+    def broken(tokens: Tokens, support: Support) -> Tensor:
+        return own(tokens, support) * (torch.nan if some.update + 1 >= at else 1.0)
 
     object.__setattr__(some, "critic_loss", broken)
 

@@ -13,9 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.optim import Optimisation
+from amd_lightning.objectives.support import Support, full_support
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import token_weights
-from amd_lightning.types import Batch, PromptBatch, Rollout
+from amd_lightning.types import Batch, PromptBatch, Rollout, Tokens
 from tests.helpers import rollout, t5
 from tests.modules.harness import CONSTANT, CRITIC, critic, module, train
 
@@ -107,16 +108,16 @@ def frozen_critic(method: str, some: AdversarialModule, log_p: Tensor, log_q: Te
     return chosen.detach()
 
 
-def tokens_of(some: DistillationModule, beta: float) -> tuple[Any, Tensor]:
+def tokens_of(some: DistillationModule, beta: float) -> tuple[Tokens, Tensor]:
     weight = token_weights(BOTH, beta, "token")
-    return some._pack(Batch(BOTH, weight), keep_graph=True), weight
+    return some._pack(Batch(BOTH, weight)), weight
 
 
 @pytest.mark.parametrize("method", ["kl", "rkl", "residual", "learned"])
 def test_the_students_gradient_is_that_of_the_formula(method: str) -> None:
     some = module(method, 0.3)
     tokens, weight = tokens_of(some, 0.3)
-    loss = (tokens.weight * some.token_terms(tokens, diagnose=False)["distance"]).sum()
+    loss, _ = some._loss(tokens, diagnose=False)
     loss.backward()
     expected = formula(method, some, weight)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -133,8 +134,7 @@ def test_the_students_gradient_is_that_of_the_formula(method: str) -> None:
 def test_nll_on_stored_states_is_the_likelihood_of_what_was_written() -> None:
     some = module("nll", 1.0)
     weight = token_weights(BOTH, 1.0, "token")
-    tokens = some._pack(Batch(BOTH, weight), keep_graph=True)
-    loss = (tokens.weight * some.token_terms(tokens, diagnose=False)["distance"]).sum()
+    loss, _ = some._loss(some._pack(Batch(BOTH, weight)), diagnose=False)
     assert loss.item() == pytest.approx(formula("nll", some, weight).item(), rel=1e-5)
 
 
@@ -148,7 +148,11 @@ def test_the_critics_descend_minus_the_regularised_gap(method: str) -> None:
             some.teacher.log_probs(tokens.teacher_hidden),
             some.student.log_probs(tokens.student_hidden),
         )
-    some.critic_loss(tokens, log_p, log_q).backward()
+    _, kept = some._loss(tokens, diagnose=False)
+    support = Support(None, *(kept[name] for name in Support._fields[1:]))
+    for one, other in zip(support[1:], full_support(log_p, log_q, alpha=0.5)[1:], strict=True):
+        torch.testing.assert_close(one, other)
+    some.critic_loss(tokens, support).backward()
     assert all(value.grad is None for value in some.student.parameters())
     assert all(value.grad is None for value in some.teacher.parameters())
 
@@ -166,22 +170,50 @@ def test_the_critics_descend_minus_the_regularised_gap(method: str) -> None:
 
 
 def test_no_step_lets_a_gradient_into_the_other_network(tmp_path: Path) -> None:
-    """In the running loop: the critics' step finds no student gradient of this update, and the reverse."""
-    trained = train(module("residual", 0.5, updates=1), tmp_path)
-    *of_critics, of_student = trained.steps
-    for step in of_critics:
-        assert all(value is None for name, value in step.gradients.items() if name.startswith("student."))
-    last_critic = of_critics[-1].gradients
-    for name, value in of_student.gradients.items():
-        if name.startswith("critics."):
+    """In the running loop: K critic steps pass the student's gradient by, and its step the critics'."""
+    before = dict(module("residual", 0.5).named_parameters())
+    clipped = Optimisation(learning_rate=1e-2, clip_norm=0.1, schedule="constant")
+    some = module("residual", 0.5, updates=1, optimisation=clipped)
+    *of_critics, of_student = train(some, tmp_path).steps
+    assert [step.who for step in of_critics] == ["critic"] * 3
+    first, last = of_critics[0], of_critics[-1]
+    for name, value in first.gradients.items():
+        if name.startswith("student."):
             assert value is not None
-            torch.testing.assert_close(value, last_critic[name], rtol=0, atol=0)
+            # Bit for bit, not clipped yet.
+            for step in of_critics:
+                assert_equal(step.gradients[name], value)
+                assert_equal(step.parameters[name], before[name])
+            torch.testing.assert_close(of_student.gradients[name], value * 0.1 / of_student.norm)
+        else:
+            assert_equal(of_student.gradients[name], last.gradients[name])
+            assert_equal(of_student.parameters[name], last.parameters[name])
+    assert of_student.norm > 0.1
+    moved = {name.split(".")[0] for name in before if not torch.equal(last.parameters[name], before[name])}
+    assert moved == {"critics"}
+
+
+def assert_equal(one: Tensor | None, other: Tensor | None) -> None:
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one, other)
+
+
+def test_the_students_gradient_is_against_the_critics_of_the_update_before(tmp_path: Path) -> None:
+    """However many steps the critics take after it; of the next update's it knows."""
+    few, many = (train(module("residual", 0.5, updates=2, steps=k), tmp_path).steps for k in (1, 4))
+    students = [[step for step in steps if step.who == "student"] for steps in (few, many)]
+    for name, gradient in students[0][0].gradients.items():
+        if name.startswith("student."):
+            assert_equal(gradient, students[1][0].gradients[name])
+    assert students[0][0].loss == students[1][0].loss
+    assert students[0][1].loss != students[1][1].loss
 
 
 # -- the game --------------------------------------------------------------------------------------
 
 
-def test_k_critic_steps_before_every_student_step(tmp_path: Path) -> None:
+def test_k_critic_steps_to_every_student_step(tmp_path: Path) -> None:
     trained = train(module("residual", 0.5, updates=3, steps=3), tmp_path)
     assert [step.who for step in trained.steps] == ["critic", "critic", "critic", "student"] * 3
     assert trained.global_step == 3
@@ -254,15 +286,17 @@ def test_labels_on_student_states_are_drawn_from_the_teacher(monkeypatch: pytest
     states = rollout([3] * 2, [[1] * copies] * 2, [[True] * copies, [False] * copies])
     weight = torch.ones(states.response_mask.shape)
     with torch.no_grad():
-        tokens = some._pack(Batch(states, weight), keep_graph=False)
-        p = some.teacher.log_probs(tokens.teacher_hidden)[-1].exp()
+        tokens = some._pack(Batch(states, weight))
+        log_p = some.teacher.log_probs(tokens.teacher_hidden)
+        log_q = some.student.log_probs(tokens.student_hidden)
+        p = log_p[-1].exp()
     labels: list[Tensor] = []
     monkeypatch.setattr(
         "amd_lightning.modules.divergence.nll",
         lambda log_q, actions: (labels.append(actions), torch.zeros(len(actions)))[1],  # type: ignore[func-returns-value]
     )
     torch.manual_seed(0)
-    some.token_terms(tokens, diagnose=False)
+    some.token_terms(tokens, log_p, log_q, diagnose=False)
     written, drawn = labels[0][:copies], labels[0][copies:]
     assert torch.equal(written, tokens.actions[:copies])
     frequencies = drawn.bincount(minlength=len(p)) / copies

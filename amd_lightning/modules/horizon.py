@@ -1,0 +1,104 @@
+"""What an action is held responsible for beside the distance at its state: what follows, and the whole.
+
+Both become a constant that multiplies log π_student(action) in the loss (`Tokens.advantage`): a cost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from amd_lightning.objectives.kernels import kernel_advantages, ngram_kernel
+from amd_lightning.objectives.policy_gradient import advantages
+from amd_lightning.types import Rollout
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """The options of the future term; see `objectives.policy_gradient`.
+
+    Attributes:
+        discount: γ, what a cost one step later counts, above 0; 1 is unbiased.
+        returns: "expected" sums the distance at later states, "sampled" an estimate of it from the
+            actions written there.
+        baseline: "none", "time_step" or "leave_one_out".
+        centre: subtract the other responses' token mean from the costs, so that an early end is no gain.
+        length_normalise: divide by the number of later tokens, as MiniLLM does.
+    """
+
+    discount: float
+    returns: str = "expected"
+    baseline: str = "time_step"
+    centre: bool = True
+    length_normalise: bool = False
+
+
+@dataclass(frozen=True)
+class SequenceKernel:
+    """The sequence-level term: weight · ½ MMD² between the student's and the teacher's responses to a prompt.
+
+    Attributes:
+        weight: beside the token-level distance; its scale is that of a token mean, one response's share of
+            the term being spread over the batch's tokens.
+        ngram: the kernel compares n-grams of 1 to this many tokens.
+    """
+
+    weight: float
+    ngram: int = 2
+
+
+def kernel_costs(rollout: Rollout, kernel: SequenceKernel) -> Tensor:
+    """Each token's share of the sequence-level term: −weight · advantage of its response. Packed, [N].
+
+    0 on responses that the student did not write, of which every prompt has as many.
+    """
+    assert rollout.samples is not None
+    written = ~rollout.off_policy
+    student = int(written[0].sum())
+    shape = (len(written), student)
+    ids = rollout.response_ids[written].unflatten(0, shape)
+    mask = rollout.response_mask[written].unflatten(0, shape)
+    sizes = range(1, kernel.ngram + 1)
+    gains = kernel_advantages(
+        ngram_kernel(ids, mask, ids, mask, sizes), ngram_kernel(ids, mask, *rollout.samples, sizes)
+    )
+    costs = torch.zeros(rollout.off_policy.shape, dtype=gains.dtype, device=gains.device)
+    costs[written] = -kernel.weight * gains.flatten()
+    return costs.unsqueeze(-1).expand_as(rollout.response_mask)[rollout.response_mask]
+
+
+def batch_advantages(rollouts: Sequence[Rollout], costs: Sequence[Tensor], horizon: Horizon) -> list[Tensor]:
+    """Each token's advantage over a whole batch, 0 on responses that the student did not write.
+
+    Args:
+        rollouts: the batch's micro-batches.
+        costs: [N_i] for the packed tokens of each.
+    """
+    length = max(rollout.response_mask.shape[-1] for rollout in rollouts)
+    masks, padded, groups, first = [], [], [], 0
+    for rollout, cost in zip(rollouts, costs, strict=True):
+        mask = rollout.response_mask
+        spread = torch.zeros(mask.shape, dtype=cost.dtype, device=cost.device)
+        spread[mask] = cost
+        prompts = first + torch.arange(len(mask), device=cost.device)
+        first += len(mask)
+        written = mask & ~rollout.off_policy.unsqueeze(-1)
+        masks.append(pad(written, (0, length - mask.shape[-1])).flatten(0, 1))
+        padded.append(pad(spread, (0, length - mask.shape[-1])).flatten(0, 1))
+        groups.append(prompts.repeat_interleave(mask.shape[1]))
+    found = advantages(
+        torch.cat(padded),
+        torch.cat(masks),
+        discount=horizon.discount,
+        centre=horizon.centre,
+        baseline_kind=horizon.baseline,
+        group=torch.cat(groups),
+        length_normalise=horizon.length_normalise,
+    )
+    packed = []
+    for rollout, part in zip(rollouts, found.split([len(mask) for mask in masks]), strict=True):
+        mask = rollout.response_mask
+        packed.append(part.unflatten(0, mask.shape[:2])[..., : mask.shape[-1]][mask])
+    return packed

@@ -1,0 +1,313 @@
+"""What is wrong with a run and what it would ignore: every range, every rule between knobs."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from amd_lightning.config import RunConfig
+from amd_lightning.rules import LEARNING, RIDGED, ignored_options, problems
+from tests.test_config import composed
+
+
+@cache
+def defaults() -> DictConfig:
+    return composed()
+
+
+def demo(**values: Any) -> RunConfig:
+    """The default run with some knobs set, `objective__beta=2.0`, without the checks."""
+    changed = defaults().copy()
+    for name, value in values.items():
+        OmegaConf.update(changed, name.replace("__", "."), value)
+    config = OmegaConf.to_object(changed)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+# -- ranges and rules ------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE: list[tuple[str, Any, str]] = [
+    ("objective__beta", -0.1, "objective.beta=-0.1 must be at least 0.0"),
+    ("objective__beta", 1.1, "objective.beta=1.1 must be at most 1.0"),
+    ("objective__beta", NAN, "objective.beta=nan is not a finite number"),
+    ("critic__steps", 0, "critic.steps=0 must be at least 1"),
+    ("critic__alpha", 0.0, "critic.alpha=0.0 must be greater than 0.0"),
+    ("critic__alpha", 1.0, "critic.alpha=1.0 must be less than 1.0"),
+    ("critic__ridge", -0.1, "critic.ridge=-0.1 must be at least 0.0"),
+    ("critic__top_k", 0, "critic.top_k=0 must be at least 1"),
+    ("critic__samples", 0, "critic.samples=0 must be at least 1"),
+    ("objective__js_mixture", -0.1, "objective.js_mixture=-0.1 must be at least 0.0"),
+    ("objective__js_mixture", 1.1, "objective.js_mixture=1.1 must be at most 1.0"),
+    ("objective__skew", -0.1, "objective.skew=-0.1 must be at least 0.0"),
+    ("objective__skew", 1.0, "objective.skew=1.0 must be less than 1.0"),
+    ("objective__akl_head", 0.0, "objective.akl_head=0.0 must be greater than 0.0"),
+    ("objective__ab_alpha", -0.1, "objective.ab_alpha=-0.1 must be at least 0.0"),
+    ("objective__ab_beta", -0.1, "objective.ab_beta=-0.1 must be at least 0.0"),
+    ("objective__teacher_temperature", 0.0, "objective.teacher_temperature=0.0 must be greater than 0.0"),
+    ("objective__student_temperature", 0.0, "objective.student_temperature=0.0 must be greater than 0.0"),
+    ("objective__horizon__gamma", -0.1, "objective.horizon.gamma=-0.1 must be at least 0.0"),
+    ("objective__horizon__gamma", 1.1, "objective.horizon.gamma=1.1 must be at most 1.0"),
+    ("objective__kernel__weight", -0.1, "objective.kernel.weight=-0.1 must be at least 0.0"),
+    ("objective__kernel__teacher_samples", 0, "objective.kernel.teacher_samples=0 must be at least 1"),
+    ("objective__kernel__ngram", 0, "objective.kernel.ngram=0 must be at least 1"),
+    ("rollout__temperature", 0.0, "rollout.temperature=0.0 must be greater than 0.0"),
+    ("rollout__responses", 0, "rollout.responses=0 must be at least 1"),
+    ("rollout__teacher_share", -0.1, "rollout.teacher_share=-0.1 must be at least 0.0"),
+    ("rollout__teacher_share", 1.0, "rollout.teacher_share=1.0 must be less than 1.0"),
+    ("trainer__chunk_tokens", 0, "trainer.chunk_tokens=0 must be at least 1"),
+    ("optim__student__learning_rate", INF, "optim.student.learning_rate=inf is not a finite number"),
+    ("optim__critic__betas", [0.5, 1.0], "optim.critic.betas=1.0 must be less than 1.0"),
+    ("evaluation__length_penalty", NAN, "evaluation.length_penalty=nan is not a finite number"),
+    ("data__task", "news", "data.task=news is not one of samsum"),
+    ("data__train_rows", 0, "data.train_rows=0 must be at least 1"),
+    ("seed", -1, "seed=-1 must be at least 0"),
+]
+
+
+@pytest.mark.parametrize("name, value, line", OUT_OF_RANGE)
+def test_a_value_out_of_its_range_is_one_line(name: str, value: Any, line: str) -> None:
+    assert problems(demo(**{name: value})) == [line]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("objective__beta", 0.0),
+        ("objective__beta", 1.0),
+        ("critic__steps", 1),
+        ("critic__top_k", 1),
+        ("critic__samples", 1),
+        ("objective__js_mixture", 0.0),
+        ("objective__js_mixture", 1.0),
+        ("objective__skew", 0.0),
+        ("objective__ab_alpha", 0.0),
+        ("objective__ab_beta", 0.0),
+        ("objective__horizon__gamma", 0.0),
+        ("objective__horizon__gamma", 1.0),
+        ("objective__kernel__weight", 0.0),
+        ("rollout__responses", 1),
+        ("rollout__teacher_share", 0.0),
+        ("trainer__chunk_tokens", 1),
+        ("trainer__chunk_tokens", None),
+        ("data__train_rows", None),
+        ("trainer__validate_every", 0),
+        ("optim__student__clip_norm", 0.0),
+    ],
+)
+def test_a_bound_itself_is_inside(name: str, value: Any) -> None:
+    assert problems(demo(**{name: value})) == []
+
+
+RULES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"optim__student__batch_size": 8, "optim__student__micro_batch_size": 5},
+        "optim.student.batch_size=8 is not divisible by",
+    ),
+    (
+        {"optim__teacher__batch_size": 8, "optim__teacher__micro_batch_size": 16},
+        "optim.teacher.batch_size=8 is not divisible by",
+    ),
+    ({"data__source": "files"}, "data.source=files needs data.path=DIR"),
+    ({"optim__teacher__updates": 0}, "optim.teacher.updates=0 leaves a teacher that is built"),
+    ({"optim__student_start__updates": 0}, "optim.student_start.updates=0 leaves a student that is built"),
+    ({"optim__student__updates": 0}, "optim.student.updates=0 distils nothing"),
+    (
+        {"optim__student__updates": 9, "optim__student__warmup_updates": 9},
+        "optim.student.warmup_updates=9 leaves nothing of",
+    ),
+    (
+        {"pair__student__architecture__num_decoder_layers": 3},
+        "pair.student.architecture.num_decoder_layers=3 must be at most num_layers=2",
+    ),
+    ({"optim__student__betas": [0.9]}, "optim.student.betas=[0.9] must be two numbers"),
+    ({"pair__student__path": "DIR"}, "pair.student.path is set but pair.teacher.path is not"),
+    (
+        {"data__source": "hub", "evaluation__metric": "accuracy"},
+        "evaluation.metric=accuracy has no meaning",
+    ),
+]
+
+HORIZON = {"objective__horizon__gamma": 1.0}
+RULES += [
+    ({"critic__kind": kind, "critic__ridge": 0.0}, f"critic.kind={kind} needs critic.ridge above 0")
+    for kind in RIDGED
+]
+RULES += [
+    ({"critic__kind": "linear"}, "critic.kind=linear has no ridge (critic.ridge=2.0)"),
+    (
+        {"objective__distance": "alpha_beta", "objective__ab_alpha": 0.0, "objective__ab_beta": 0.0},
+        "objective.ab_alpha and objective.ab_beta add up to 0",
+    ),
+    (
+        {**HORIZON, "objective__distance": "kl", "objective__horizon__returns": "sampled"},
+        "objective.horizon.returns=sampled has no meaning for kl",
+    ),
+    (
+        {**HORIZON, "objective__horizon__baseline": "leave_one_out"},
+        "objective.horizon.baseline=leave_one_out needs rollout.responses of at least 2",
+    ),
+    (
+        {**HORIZON, "objective__distance": "nll"},
+        "objective.horizon.gamma has no meaning for nll",
+    ),
+    ({"objective__kernel__weight": 0.1}, "objective.kernel.weight needs rollout.responses of at least 2"),
+    (
+        {"objective__distance": "nll", "rollout__teacher_share": 0.2},
+        "rollout.teacher_share has no meaning for nll",
+    ),
+]
+
+
+@pytest.mark.parametrize("values, start", RULES)
+def test_a_broken_rule_is_one_line(values: dict[str, Any], start: str) -> None:
+    (line,) = problems(demo(**values))
+    assert line.startswith(start)
+
+
+ALLOWED: list[dict[str, Any]] = [
+    {"critic__kind": "linear", "critic__ridge": 0.0},
+    {"critic__kind": "tanh", "critic__ridge": 0.0},
+    {"critic__kind": "tanh"},
+    {"critic__kind": "sign", "critic__ridge": 0.0},
+    {"critic__kind": "kernel", "critic__ridge": 0.0},
+    {"objective__distance": "kl", "critic__ridge": 0.0},
+    {"objective__distance": "kl", "critic__kind": "linear"},
+    {"objective__distance": "kl", "objective__ab_alpha": 0.0, "objective__ab_beta": 0.0},
+    {"objective__distance": "alpha_beta", "objective__ab_alpha": 0.0, "objective__ab_beta": 1.0},
+    {**HORIZON, "objective__horizon__returns": "sampled"},
+    {**HORIZON, "objective__horizon__returns": "sampled", "objective__distance": "rkl"},
+    {**HORIZON, "objective__horizon__baseline": "leave_one_out", "rollout__responses": 2},
+    {"objective__horizon__returns": "sampled", "objective__distance": "kl"},  # gamma is 0
+    {"objective__horizon__baseline": "leave_one_out"},
+    {"objective__kernel__weight": 0.1, "rollout__responses": 2},
+    {"objective__kernel__weight": 0.1, "objective__beta": 1.0},  # never samples
+    {**HORIZON, "objective__distance": "nll", "objective__beta": 1.0},
+    {"rollout__teacher_share": 0.2},
+]
+
+
+@pytest.mark.parametrize("values", ALLOWED)
+def test_beside_a_rule_nothing_is_wrong(values: dict[str, Any]) -> None:
+    assert problems(demo(**values)) == []
+
+
+def test_all_problems_come_at_once() -> None:
+    wrong = {name: (value, line) for name, value, line in OUT_OF_RANGE}  # one value a knob
+    values = {name: value for name, (value, _) in wrong.items()}
+    expected = {line for _, line in wrong.values()}
+    assert set(problems(demo(**values, optim__student__updates=0))) > expected
+
+
+# -- options without effect ------------------------------------------------------------------------
+
+IGNORED: list[tuple[dict[str, Any], str]] = [
+    ({"objective__distance": "kl"}, "critic"),
+    ({"objective__distance": "nll"}, "critic.steps"),
+    ({"objective__distance": "rkl"}, "optim.critic.learning_rate"),
+    ({"critic__kind": "closed_form"}, "critic.steps"),
+    ({"critic__kind": "closed_form"}, "critic.rank"),
+    ({"critic__kind": "closed_form"}, "optim.critic.betas"),
+    *(
+        ({"critic__kind": kind}, f"critic.{key}")
+        for kind in ("closed_form", "sign", "kernel")
+        for key in ("features", "shared", "actions", "top_k", "samples")
+    ),
+    *(({"critic__kind": kind}, f"critic.{key}") for kind in ("sign", "kernel") for key in ("alpha", "ridge")),
+    ({"critic__kind": "linear", "critic__ridge": 0.0}, "critic.alpha"),
+    ({"critic__kind": "tanh", "critic__ridge": 0.0}, "critic.alpha"),
+    ({"critic__actions": "full"}, "critic.top_k"),
+    ({"critic__actions": "sampled"}, "critic.top_k"),
+    ({}, "critic.samples"),
+    ({"objective__beta": 0.0}, "critic.shared"),
+    ({"objective__beta": 1.0}, "critic.shared"),
+    *(({}, f"objective.{key}") for key in ("js_mixture", "skew", "akl_head", "ab_alpha", "ab_beta")),
+    ({"objective__distance": "js"}, "objective.skew"),
+    ({"objective__distance": "skew_kl"}, "objective.js_mixture"),
+    ({"objective__distance": "nll", "objective__beta": 1.0}, "objective.teacher_temperature"),
+    *(
+        ({"objective__beta": 1.0}, key)
+        for key in (
+            "rollout.responses",
+            "rollout.teacher_share",
+            "objective.horizon",
+            "objective.horizon.gamma",
+            "objective.kernel",
+            "objective.kernel.weight",
+        )
+    ),
+    *(({}, f"objective.horizon.{key}") for key in ("returns", "baseline", "centre", "length_normalise")),
+    *(({}, f"objective.kernel.{key}") for key in ("teacher_samples", "ngram")),
+    ({"objective__beta": 1.0}, "rollout.temperature"),
+    ({"objective__beta": 0.0}, "rollout.off_policy"),
+    ({"objective__beta": 0.0, "rollout__off_policy": "teacher"}, "rollout"),
+    ({"data__source": "hub"}, "data.seed"),
+    ({"data__path": "DIR"}, "data.path"),
+    ({"data__revision": "main"}, "data.revision"),
+    ({"pair__teacher__path": "DIR"}, "pair.teacher.architecture.d_model"),
+    ({"pair__teacher__path": "DIR"}, "pair.tokenizer.vocabulary_size"),
+    ({"pair__student__path": "DIR"}, "pair.student.architecture"),
+    ({"pair__teacher__revision": "main"}, "pair.teacher.revision"),
+    ({"optim__teacher__updates": 0}, "optim.teacher.learning_rate"),
+    ({"optim__student__schedule": "constant"}, "optim.student.final_share"),
+    ({"logger__wandb__mode": "disabled"}, "logger.wandb.project"),
+    ({"cache__enabled": False}, "cache.dir"),
+    ({}, "evaluation.length_penalty"),
+]
+
+
+@pytest.mark.parametrize("values, key", IGNORED)
+def test_an_option_without_effect_is_named(values: dict[str, Any], key: str) -> None:
+    found = ignored_options(demo(**values), [key, "seed"])
+    assert list(found) == [key]
+    assert found[key].startswith(f"{key} would be ignored with ")
+
+
+USED: list[tuple[dict[str, Any], str]] = [
+    ({}, "critic"),
+    ({}, "critic.steps"),
+    ({}, "optim.critic.learning_rate"),
+    ({"critic__kind": "closed_form"}, "critic.ridge"),
+    ({"critic__kind": "closed_form"}, "critic.alpha"),
+    *(
+        ({"critic__kind": kind}, f"critic.{key}")
+        for kind in LEARNING
+        for key in ("steps", "rank", "features", "shared", "actions", "top_k", "ridge")
+    ),
+    ({"critic__kind": "tanh"}, "critic.alpha"),
+    ({"critic__actions": "top_k"}, "critic.top_k"),
+    ({"critic__actions": "sampled"}, "critic.samples"),
+    ({"objective__distance": "js"}, "objective.js_mixture"),
+    ({"objective__distance": "skew_kl"}, "objective.skew"),
+    ({"objective__distance": "skew_rkl"}, "objective.skew"),
+    ({"objective__distance": "akl"}, "objective.akl_head"),
+    ({"objective__distance": "alpha_beta"}, "objective.ab_alpha"),
+    ({"objective__distance": "alpha_beta"}, "objective.ab_beta"),
+    ({"objective__distance": "nll"}, "objective.teacher_temperature"),
+    ({"objective__distance": "nll", "objective__beta": 1.0}, "objective.student_temperature"),
+    ({}, "objective.horizon.gamma"),
+    ({}, "objective.kernel.weight"),
+    *((HORIZON, f"objective.horizon.{key}") for key in ("returns", "baseline", "centre", "length_normalise")),
+    *(
+        ({"objective__kernel__weight": 0.1}, f"objective.kernel.{key}")
+        for key in ("teacher_samples", "ngram")
+    ),
+    ({}, "rollout.responses"),
+    ({}, "rollout.teacher_share"),
+    ({"objective__beta": 0.0}, "rollout.responses"),
+    ({}, "rollout.temperature"),
+    ({"objective__beta": 0.0}, "rollout"),
+    ({"data__source": "files", "data__path": "DIR"}, "data.path"),
+    ({"optim__teacher__updates": 0}, "optim.teacher.updates"),
+    ({"logger__wandb__mode": "disabled"}, "logger.wandb.mode"),
+    ({"logger__wandb__mode": "disabled"}, "logger"),
+    ({"cache__enabled": False}, "cache"),
+    ({"evaluation__num_beams": 2}, "evaluation.length_penalty"),
+]
+
+
+@pytest.mark.parametrize("values, key", USED)
+def test_an_option_with_effect_is_not(values: dict[str, Any], key: str) -> None:
+    assert ignored_options(demo(**values), [key]) == {}
