@@ -62,7 +62,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
         config: without problems (see `rules.problems`).
         logged_config: the same as plain values without secrets, for W&B.
     """
-    folder = Path(config.output_dir)
+    folder, kernel = Path(config.output_dir), config.objective.kernel
     cache = ArtifactCache(
         Path(config.cache.dir).expanduser() if config.cache.enabled else folder / "artifacts"
     )
@@ -76,6 +76,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
         make_module=partial(make_module, config),
         make_fine_tuning=partial(make_fine_tuning, config),
         teacher_writes=config.rollout.off_policy is Writer.teacher and config.objective.beta > 0.0,
+        kernel_samples=kernel.teacher_samples if kernel.weight and config.objective.beta < 1.0 else 0,
         evaluation=EvaluationSpec(
             decoding=Decoding(
                 max_tokens=config.data.max_response_tokens,

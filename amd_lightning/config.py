@@ -427,7 +427,9 @@ class TrainerConfig:
     )
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
     chunk_tokens: int | None = knob(
-        None, "tokens whose logits are in memory at once; null: as many as have 8 million logits, 64 at least", low=1
+        None,
+        "tokens whose logits are in memory at once; null: as many as have 8 million logits, 64 at least",
+        low=1,
     )
     log_every: int = knob(10, "updates between two rows of metrics.csv", low=1)
     validate_every: int = knob(

@@ -89,11 +89,21 @@ class Pipeline:
         self._prepare_text(rows)
         self.teacher, teacher_key = self._model("teacher", self.spec.teacher, teacher=None)
         start, start_key = self._model("student_start", self.spec.student, self.teacher)
-        self.teacher_samples = {split: self._teacher_samples(split, teacher_key) for split in HELD_OUT}
+        evaluation = self.spec.evaluation
+        self.teacher_samples = {
+            split: self._teacher_samples(split, teacher_key, evaluation.samples, evaluation.seed)
+            for split in HELD_OUT
+        }
         self._evaluate_once("teacher", self.teacher, teacher_key, teacher_key)
         self._evaluate_once("student_start", start, start_key, teacher_key)
 
         stored = self._teacher_responses(teacher_key) if self.spec.teacher_writes else self.splits["train"]
+        if self.spec.kernel_samples:
+            draws = self._teacher_samples("train", teacher_key, self.spec.kernel_samples, self.spec.pair_seed)
+            stored = [
+                row._replace(samples=samples)
+                for row, samples in zip(stored, zip(*draws, strict=True), strict=True)
+            ]
         student = self._distil(start, stored)
         with self._timed("evaluate_student"):
             self.outcome.evaluations["student"] = self._evaluate(student, "test")
@@ -228,11 +238,13 @@ class Pipeline:
         responses = json.loads((artifact.path / "responses.json").read_text())
         return [example._replace(response_ids=ids) for example, ids in zip(examples, responses, strict=True)]
 
-    def _teacher_samples(self, split: Split, teacher_key: Any) -> list[list[list[int]]]:
-        """The teacher's draws that everybody's whole responses are compared with: the ids of one response
-        to every row of the split, as many times as there are samples."""
-        examples, evaluation = self.splits[split], self.spec.evaluation
-        decoding, seed = evaluation.decoding, seed_for(f"teacher_samples_{split}", evaluation.seed)
+    def _teacher_samples(
+        self, split: Split, teacher_key: Any, count: int, seed: int
+    ) -> list[list[list[int]]]:
+        """The teacher's draws that whole responses are compared with: the ids of one response to every row
+        of the split, `count` times."""
+        examples, decoding = self.splits[split], self.spec.evaluation.decoding
+        seed = seed_for(f"teacher_samples_{split}", seed)
 
         def make(folder: Path) -> None:
             order = list(batches(examples, decoding.batch_size))
@@ -240,7 +252,7 @@ class Pipeline:
                 respond_to_all(
                     self.teacher, examples, decoding, pad_id=self.tokenizer.pad_token_id, seed=seed + draw
                 )
-                for draw in range(evaluation.samples)
+                for draw in range(count)
             ]
             (folder / "samples.json").write_text(json.dumps([response_tokens(draw, order) for draw in draws]))
 
@@ -249,7 +261,7 @@ class Pipeline:
             "data": self.data_inputs[split],
             "max_tokens": decoding.max_tokens,
             "batch_size": decoding.batch_size,
-            "samples": evaluation.samples,
+            "samples": count,
             "seed": seed,
         }
         artifact = self._artifact("teacher_samples", inputs, make, name=f"teacher_samples_{split}")

@@ -61,6 +61,7 @@ class RunSpec:
         distillation: how the student is distilled, with `make_module` (student, teacher) -> the method;
             `make_fine_tuning` (policy, stage) -> maximum likelihood, for teacher and student start.
         teacher_writes: off-policy states are the teacher's responses rather than the data's.
+        kernel_samples: the teacher's samples to every training prompt, 0 where no objective asks for them.
         evaluation, trainer: shared by all stages.
         cache, folder: where artifacts and the run's own files go.
         loggers: of the distillation stage, made when it begins.
@@ -76,6 +77,7 @@ class RunSpec:
     make_module: Callable[[Policy, Policy], DistillationModule]
     make_fine_tuning: Callable[[Policy, StageSpec], DistillationModule]
     teacher_writes: bool
+    kernel_samples: int
     evaluation: EvaluationSpec
     trainer: TrainerSpec
     cache: ArtifactCache

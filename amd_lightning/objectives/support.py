@@ -94,7 +94,7 @@ def sampled_support(log_p: Tensor, log_q: Tensor, alpha: float, samples: int) ->
 def _with_tail(log_top: Tensor, actions: Tensor, probabilities: Tensor) -> Tensor:
     """[N, k] log-probabilities -> [N, k + 1], the last one that of everything else.
 
-    `probabilities` is used up: summed without the k, for 1 less their sum is rounding where the rest is small.
+    `probabilities` is used up: the rest is summed, for 1 less the k is rounding where the rest is small.
     """
     rest = probabilities.scatter_(-1, actions, 0.0).sum(-1, keepdim=True)
     return torch.cat([log_top, rest.log()], dim=-1)

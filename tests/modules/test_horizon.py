@@ -103,9 +103,12 @@ def test_cut_into_micro_batches_they_are_the_batchs(baseline: str) -> None:
     counts = [int(part.response_mask.sum()) for part in parts]
     found = torch.cat(batch_advantages(parts, costs().split(counts), horizon))
     torch.testing.assert_close(found, whole)
-    apart = [batch_advantages([part], [cost], horizon)[0] for part, cost in zip(parts, costs().split(counts))]
     # Centring needs the others too: alone, a prompt's responses would be judged by another standard.
-    assert not torch.allclose(torch.cat(apart), whole)
+    alone = [
+        batch_advantages([part], [cost], horizon)[0]
+        for part, cost in zip(parts, costs().split(counts), strict=True)
+    ]
+    assert not torch.allclose(torch.cat(alone), whole)
 
 
 # -- in the loss -----------------------------------------------------------------------------------
@@ -219,13 +222,14 @@ def similarity(one: list[int], other: list[int], longest: int) -> float:
 
 
 def costs_by_hand(states: Rollout, longest: int) -> Tensor:
-    """−(nearness to the samples less nearness to the other responses, less what to expect of that). [B, C]."""
+    """−(nearness to the samples less that to the other responses, less what to expect of it). [B, C]."""
     assert states.samples is not None
     found = torch.zeros(states.off_policy.shape)
     for prompt in range(len(found)):
         columns = (~states.off_policy[prompt]).nonzero().flatten().tolist()
         own = [states.response_ids[prompt, c][states.response_mask[prompt, c]].tolist() for c in columns]
-        theirs = [ids[m].tolist() for ids, m in zip(states.samples.ids[prompt], states.samples.mask[prompt])]
+        pairs = zip(states.samples.ids[prompt], states.samples.mask[prompt], strict=True)
+        theirs = [ids[mask].tolist() for ids, mask in pairs]
         to_teacher = [sum(similarity(y, z, longest) for z in theirs) / len(theirs) for y in own]
         for place, column in enumerate(columns):
             others = [y for y in own if y is not own[place]]

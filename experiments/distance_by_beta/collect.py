@@ -1,0 +1,85 @@
+"""Finished runs -> results.csv (tidy, one row a run and metric), methods.png, and the tables of README.md.
+
+    python experiments/distance_by_beta/collect.py RUN [RUN ...]
+
+Run again as runs finish: it writes what there is.
+"""
+
+import csv
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amd_lightning.analysis.methods import draw_methods
+from amd_lightning.analysis.runs import read_results
+
+HERE = Path(__file__).parent
+METRICS = {
+    "sampled_accuracy": ("sampled accuracy", 3),
+    "exact_match": ("exact match with a teacher sample", 3),
+    "mmd_squared": ("MMD² to teacher samples", 4),
+    "ngram_gap": ("bigram gap", 3),
+    "worst_case": ("worst-case gap (of 2)", 3),
+    "tv_off": ("TV off", 4),
+    "tv_on": ("TV on", 4),
+    "kl_off": ("KL off", 3),
+    "rkl_on": ("reverse KL on", 3),
+    "probe_off": ("probe moment distance off", 4),
+    "probe_on": ("probe moment distance on", 4),
+    "response_tokens": ("response tokens", 2),
+}
+BETAS = (1.0, 0.5, 0.0)
+
+
+def main(folders: Sequence[str]) -> None:
+    """Write the files beside this one and print a Markdown table a metric."""
+    runs = [read_results(Path(folder)) for folder in folders]
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["distance", "beta", "seed", "metric", "value"])
+        for run in runs:
+            objective = run["objective"]
+            point = [objective["distance"], objective["beta"], run["seed"]]
+            for metric in METRICS:
+                writer.writerow([*point, metric, run["student"].get(metric)])
+            writer.writerow([*point, "distil_seconds", round(run["cost"]["seconds"]["distil"], 1)])
+    for metric, (title, decimals) in METRICS.items():
+        print(f"\n{title} ({_levels(runs[0], metric, decimals)})\n")
+        print(_table(runs, lambda run, metric=metric: run["student"].get(metric), decimals))
+    print("\nseconds of distillation\n")
+    print(_table(runs, lambda run: run["cost"]["seconds"]["distil"], 0))
+    draw_methods(runs, HERE / "methods.png")
+
+
+def _levels(run: dict[str, Any], metric: str, decimals: int) -> str:
+    """The teacher's and the start's level, which all runs share."""
+    return ", ".join(
+        f"{name} {run[who][metric]:.{decimals}f}"
+        for who, name in (("student_start", "before"), ("teacher", "teacher"))
+        if run[who].get(metric) is not None
+    )
+
+
+def _table(runs: Sequence[dict[str, Any]], value: Any, decimals: int) -> str:
+    """Distances in rows, β in columns: mean over seeds, ± their standard deviation."""
+    cells: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for run in runs:
+        if (found := value(run)) is not None:
+            cells[run["objective"]["distance"], run["objective"]["beta"]].append(found)
+    distances = list(dict.fromkeys(distance for distance, _ in cells))
+    lines = ["| | " + " | ".join(f"β = {beta:g}" for beta in BETAS) + " |", "|---|--:|--:|--:|"]
+    for distance in distances:
+        row = []
+        for beta in BETAS:
+            values = cells.get((distance, beta), [])
+            spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "–")
+        lines.append(f"| {distance} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
