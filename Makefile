@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format constraints clean
+.PHONY: help install demo test lint format bench-critics bench-objectives constraints clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv with the pinned set of libraries and this project in it
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,6 +38,12 @@ lint: $(INSTALLED) ## check style, layout and types
 format: $(INSTALLED) ## mend what ruff can mend
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+bench-objectives: $(INSTALLED) ## dense against chunked heads: time and peak memory; options in ARGS=...
+	$(BIN)/python experiments/speed/objectives.py $(ARGS)
+
+bench-critics: $(INSTALLED) ## what the critics cost at a real vocabulary; options in ARGS='--rounds 2 ...'
+	$(BIN)/python experiments/speed/critic_share.py $(ARGS)
 
 constraints: ## resolve the ranges of pyproject.toml anew into constraints.txt; WITH='torch==2.13.0' holds one
 	$(PYTHON) -m venv --clear .venv-fresh

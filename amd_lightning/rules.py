@@ -121,6 +121,8 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         if len(optimiser.betas) != 2:
             yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
     yield from _objective_problems(config)
+    if config.evaluation.metric == "mmd_squared" and config.evaluation.samples < 2:
+        yield "evaluation.metric=mmd_squared needs evaluation.samples of at least 2"
     if config.evaluation.metric in ("accuracy", "sampled_accuracy") and data.source is not Source.embedded:
         yield (
             f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with "

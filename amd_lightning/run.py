@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amd_lightning import conf_dir
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
-from amd_lightning.config import Distance, RunConfig, Source
+from amd_lightning.config import CriticKind, Distance, RunConfig, Source
 from amd_lightning.errors import UserError
+from amd_lightning.rules import LEARNING, PARAMETER_OF
 
 log = logging.getLogger("amd_lightning")
 
@@ -177,26 +178,46 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
 
 
 def describe(config: RunConfig, command: str) -> dict[str, Any]:
-    """What was run, for results.json."""
-    objective: dict[str, Any] = {
-        "distance": str(config.objective.distance),
-        "beta": config.objective.beta,
-        "normalise": str(config.objective.normalise),
-    }
-    if config.objective.distance is Distance.moment_matching:
-        objective["critic"] = {"kind": str(config.critic.kind), "alpha": config.critic.alpha}
+    """What was run, for results.json: runs whose descriptions differ in their seeds alone are comparable."""
     return {
         "task": config.data.task,
         "experiment": config.experiment,
         "scale": config.scale,
         "source": str(config.data.source),
         "pair": config.pair.name,
-        "objective": objective,
+        "objective": _objective(config),
+        "rollout": _plain(config.rollout),
+        "learning_rate": config.optim.student.learning_rate,
         "updates": config.optim.student.updates,
         "seed": config.seed,
         "pair_seed": config.pair.seed,
         "command": command,
     }
+
+
+def _objective(config: RunConfig) -> dict[str, Any]:
+    """The objective's knobs, without those that this run ignores."""
+    objective = _plain(config.objective)
+    ignored = {key for key, distances in PARAMETER_OF.items() if config.objective.distance not in distances}
+    ignored |= {"horizon"} if config.objective.horizon.gamma == 0.0 else set()
+    ignored |= {"kernel"} if config.objective.kernel.weight == 0.0 else set()
+    found = {key: value for key, value in objective.items() if key not in ignored}
+    if config.objective.distance is Distance.moment_matching:
+        kind = config.critic.kind
+        critic = _plain(config.critic)
+        if kind in LEARNING:
+            found["critic"] = {**critic, "learning_rate": config.optim.critic.learning_rate}
+        else:
+            known = ("kind", "alpha", "ridge") if kind is CriticKind.closed_form else ("kind",)
+            found["critic"] = {key: critic[key] for key in known}
+    return found
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """A section of the configuration as plain values."""
+    plain = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def without_secrets(plain: Mapping[Any, Any]) -> dict[str, Any]:

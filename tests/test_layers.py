@@ -64,7 +64,7 @@ LAYERS = {
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config rules errors",
-    "run": f"{STAGES} pipeline results build cli config analysis",
+    "run": f"{STAGES} pipeline results build cli config rules analysis",
 }
 # Nobody else sees a configuration object.
 MAY_USE = {"omegaconf": {"config", "build", "cli", "run"}, "hydra": {"cli", "run"}}

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from amd_lightning import pipeline, run
 from amd_lightning.errors import DataError
 from amd_lightning.run import describe, without_secrets
-from tests.test_config import demo
+from tests.test_rules import demo
 
 MICRO = (
     "+experiment=samsum logger=csv trainer.progress=off trainer.threads=1 trainer.validate_every=0 "
@@ -364,6 +364,18 @@ def test_secrets_are_masked_and_nothing_else() -> None:
 
 def test_a_run_describes_its_method() -> None:
     described = describe(demo(), "command")
-    assert described["objective"]["critic"] == {"kind": "residual", "alpha": 0.5}
+    critic = described["objective"]["critic"]
+    assert (critic["kind"], critic["alpha"], critic["steps"], critic["learning_rate"]) == (
+        "residual",
+        0.5,
+        3,
+        9e-3,
+    )
+    closed = describe(demo(critic__kind="closed_form"), "command")["objective"]["critic"]
+    assert closed == {"kind": "closed_form", "alpha": 0.5, "ridge": 2.0}
+    assert {"skew", "horizon", "kernel"}.isdisjoint(described["objective"])
+    skewed = describe(demo(objective__distance="skew_kl", objective__horizon__gamma=1.0), "command")
+    assert skewed["objective"]["skew"] == 0.1
+    assert skewed["objective"]["horizon"]["baseline"] == "time_step"
     assert "critic" not in describe(demo(objective__distance="kl"), "command")["objective"]
     assert json.loads(json.dumps(described)) == described

@@ -140,7 +140,9 @@ def _settings(run: Results) -> dict[str, Any]:
                 flat[f"{prefix}{key}"] = value
 
     add("", run.get("objective", {}))
-    flat |= {key: run.get(key) for key in ("task", "scale", "source", "pair", "updates")}
+    add("rollout.", run.get("rollout", {}))
+    flat.pop("rollout.off_policy", None)  # said in "responses", for runs that use any
+    flat |= {key: run.get(key) for key in ("task", "scale", "source", "pair", "updates", "learning_rate")}
     flat["responses"] = "teacher's" if "teacher_responses" in run.get("cache_keys", {}) else "data's"
     return {key: value for key, value in flat.items() if value is not None}
 

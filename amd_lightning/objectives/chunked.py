@@ -21,10 +21,10 @@ Terms = Callable[[slice, Tensor], dict[str, Tensor]]
 whatever else the caller wants of each token [n, ...], which is kept without a graph."""
 
 LOGITS = 2**23
-"""How many logits a chunk may have by default, 32 MiB in float32: the largest block that glibc's allocator
-takes from memory that it holds already. Above it, every tensor is mapped and faulted in anew."""
+"""How many logits a chunk may have by default, 32 MiB in float32: the largest block that glibc takes from
+memory that it holds already. Above it, every tensor is mapped and faulted in anew."""
 TOKENS = 64
-"""How many tokens a chunk has at least: below it, adding up the head's gradient takes longer than making it."""
+"""How many tokens a chunk has at least: with fewer, adding up the head's gradient takes the longest."""
 
 
 def weighted_sum(

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.horizon import Horizon, SequenceKernel
 from amd_lightning.objectives.divergences import DIVERGENCES
+from amd_lightning.objectives.support import Support
+from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler, token_weights
 from amd_lightning.types import Batch, Responses
 from tests.helpers import VOCABULARY, rollout, t5
@@ -130,41 +133,41 @@ def test_a_run_with_everything_on_is_the_same_run(size: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("chunk_tokens", [1, 3])
 def test_no_more_than_a_chunk_meets_the_heads(chunk_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     some = module("residual", 0.3, chunk_tokens=chunk_tokens, horizon=Horizon(1.0))
-    assert some.teacher is not None
     seen: list[int] = []
-    for policy in (some.student, some.teacher):
-        own = policy.logits
-        monkeypatch.setattr(
-            policy, "logits", lambda hidden, own=own: (seen.append(len(hidden)), own(hidden))[1]
-        )
+    own = Policy.logits
+
+    def logits(policy: Policy, hidden: Tensor) -> Tensor:
+        seen.append(len(hidden))
+        return own(policy, hidden)
+
+    monkeypatch.setattr(Policy, "logits", logits)
+    accumulate(some, Batch(STATES, token_weights(STATES, 0.3, "token")))
+    assert max(seen) == chunk_tokens
+    # Both policies, for the costs and for the gradient.
+    assert sum(seen) == 2 * 2 * int(STATES.response_mask.sum())
+
+
+@pytest.mark.parametrize("horizon", [None, Horizon(1.0)])
+def test_costs_take_no_gradient_and_prepare_nothing_for_the_critics(horizon: Horizon | None) -> None:
+    """The forward that a horizon adds is one without a graph, and without a support."""
+    some = module("residual", 0.3, horizon=horizon, chunk_tokens=3)
+    assert isinstance(some, AdversarialModule)
+    with_graph: list[bool] = []
+    asked_for: list[int] = []
+    own_terms, own_support = some.token_terms, some.support
+
+    def token_terms(*arguments: Any, **named: Any) -> dict[str, Tensor]:
+        with_graph.append(torch.is_grad_enabled())
+        return own_terms(*arguments, **named)
+
+    def support(log_p: Tensor, log_q: Tensor) -> Support:
+        asked_for.append(len(log_p))
+        return own_support(log_p, log_q)
+
+    object.__setattr__(some, "token_terms", token_terms)
+    object.__setattr__(some, "support", support)
     accumulate(some, Batch(STATES, token_weights(STATES, 0.3, "token")))
     count = int(STATES.response_mask.sum())
-    assert max(seen) == chunk_tokens
-    assert sum(seen) == 2 * 2 * count  # both policies, for the costs and for the gradient
-
-
-def test_costs_take_no_gradient_and_prepare_nothing_for_the_critics() -> None:
-    """The forward that a horizon adds is one without a graph, and without a support."""
-    batch = Batch(STATES, token_weights(STATES, 0.3, "token"))
-    calls = {}
-    for name, horizon in (("without", None), ("with", Horizon(1.0))):
-        some = module("residual", 0.3, horizon=horizon, chunk_tokens=3)
-        assert isinstance(some, AdversarialModule)
-        own, graphs, asked = some.support, [], []
-        terms = some.token_terms
-
-        def support(*policies: torch.Tensor, own: Any = own, asked: list[int] = asked) -> Any:
-            asked.append(len(policies[0]))
-            return own(*policies)
-
-        def token_terms(*arguments: Any, own: Any = terms, graphs: list[bool] = graphs, **named: Any) -> Any:
-            graphs.append(torch.is_grad_enabled())
-            return own(*arguments, **named)
-
-        object.__setattr__(some, "support", support)
-        object.__setattr__(some, "token_terms", token_terms)
-        accumulate(some, batch)
-        calls[name] = (sum(asked), sum(graphs), len(graphs))
-    count = int(STATES.response_mask.sum())
+    assert sum(asked_for) == count
     chunks = -(-count // 3)
-    assert calls == {"without": (count, chunks, chunks), "with": (count, chunks, 2 * chunks)}
+    assert with_graph == [False] * (0 if horizon is None else chunks) + [True] * chunks

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from amd_lightning.build import make_fine_tuning, make_module
+from amd_lightning.build import build, make_fine_tuning, make_module
 from amd_lightning.config import CriticKind, Distance
 from amd_lightning.critics import (
     ClosedFormCritic,
@@ -67,16 +67,16 @@ def test_every_kind_of_critic(kind: str) -> None:
 def test_the_ridge_arrives_at_critics_and_module() -> None:
     for kind in ("residual", "closed_form"):
         some = critic_of(critic__kind=kind, critic__alpha=0.3, critic__ridge=1.5)
+        assert isinstance(some, ResidualCritic | ClosedFormCritic)
         assert (some.alpha, some.ridge) == (0.3, 1.5)
     assert adversarial(critic__ridge=1.5).ridge == 1.5
     assert adversarial(critic__steps=7).critic_steps_per_update == 7
 
 
 def test_the_kernels_embeddings_are_the_teachers() -> None:
-    assert torch.equal(
-        critic_of(critic__kind="kernel").embeddings,
-        KernelCritic(TEACHER.token_embeddings).embeddings,  # type: ignore[arg-type]
-    )
+    some = critic_of(critic__kind="kernel")
+    assert isinstance(some, KernelCritic)
+    assert torch.equal(some.embeddings, KernelCritic(TEACHER.token_embeddings).embeddings)
 
 
 @pytest.mark.parametrize("features, width", [("both", 16 + 24), ("student", 16), ("teacher", 24)])
@@ -195,3 +195,12 @@ def test_fine_tuning_is_likelihood_at_temperature_1_whatever_the_distillation() 
     assert (some.distance, some.beta, some.temperatures) == ("nll", 1.0, (1.0, 1.0))
     assert some.teacher is None
     assert some.horizon is None
+
+
+def test_a_run_draws_samples_of_the_teacher_where_a_kernel_compares_with_them() -> None:
+    kernel = {"objective__kernel__weight": 0.3, "objective__kernel__teacher_samples": 5}
+    asked_for = [
+        build(demo(**values), {}).kernel_samples
+        for values in (kernel, {**kernel, "objective__beta": 1.0}, {})
+    ]
+    assert asked_for == [5, 0, 0]

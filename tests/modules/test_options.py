@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amd_lightning.critics import CriticPair
+from amd_lightning.critics import CriticPair, LearningCritic
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.horizon import Horizon
@@ -159,9 +159,10 @@ def test_a_value_of_the_state_alone_moves_no_student() -> None:
         assert isinstance(some, AdversarialModule)
         with torch.no_grad():
             for source in (some.critics.off_policy, some.critics.on_policy):
-                values: nn.Linear = source.head.values  # type: ignore[union-attr, assignment]
-                values.weight += shift * torch.linspace(-1.0, 1.0, values.in_features)
-                values.bias += shift
+                assert isinstance(source, LearningCritic)
+                values = source.head.values
+                values.weight.add_(shift * torch.linspace(-1.0, 1.0, values.in_features))
+                values.bias.add_(shift)
         result = accumulate(some, BATCH)
         found.append((result.metrics["train/loss"], result.gradients))
     assert found[1][0] == pytest.approx(found[0][0], abs=1e-5)

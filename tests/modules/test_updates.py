@@ -142,6 +142,7 @@ def test_nll_on_stored_states_is_the_likelihood_of_what_was_written() -> None:
 def test_the_critics_descend_minus_the_regularised_gap(method: str) -> None:
     some = module(method, 0.3)
     assert isinstance(some, AdversarialModule)
+    assert some.teacher is not None
     tokens, weight = tokens_of(some, 0.3)
     with torch.no_grad():
         log_p, log_q = (
