@@ -271,7 +271,7 @@ class ObjectiveConfig:
         0.1, "skew_kl, skew_rkl: how much of the first distribution is in the second", low=0.0, below=1.0
     )
     akl_head: float = knob(
-        0.5, "akl: the teacher's probability that makes the head of its distribution", above=0.0, below=1.0
+        0.5, "akl: the teacher's probability that makes the head of its distribution", above=0.0, high=1.0
     )
     ab_alpha: float = knob(0.2, "alpha_beta: exponent of the teacher's probabilities", low=0.0)
     ab_beta: float = knob(0.7, "alpha_beta: exponent of the student's probabilities", low=0.0)

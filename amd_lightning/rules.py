@@ -152,6 +152,13 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
             yield "objective.horizon.gamma has no meaning for nll, which is no distance"
     if objective.kernel.weight > 0.0 and objective.beta < 1.0 and rollout.responses < 2:
         yield "objective.kernel.weight needs rollout.responses of at least 2 (4 and more are better)"
+    sampling = (objective.horizon.gamma, objective.kernel.weight, rollout.teacher_share)
+    tempered = (objective.teacher_temperature, objective.student_temperature, rollout.temperature)
+    if objective.beta < 1.0 and any(sampling) and any(temperature != 1.0 for temperature in tempered):
+        yield (
+            "objective.horizon.gamma, objective.kernel.weight and rollout.teacher_share need all temperatures "
+            "at 1: they score the tokens that the policies drew themselves"
+        )
     if objective.distance is Distance.nll and rollout.teacher_share > 0.0:
         yield "rollout.teacher_share has no meaning for nll, whose labels are drawn from the teacher already"
 

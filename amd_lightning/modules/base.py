@@ -153,6 +153,7 @@ class DistillationModule(L.LightningModule):
             tokens = _constant(tokens)
             means.add(tokens, {name[4:]: values.pop(name) for name in list(values) if name[:4] == "log."})
             kept.append((tokens, values))
+        self._require_finite(loss, "the student loss", "student")
         critic_metrics = self.critic_steps(kept)
         metrics = {"train/loss": loss, "train/learning_rate": optimizer.param_groups[0]["lr"]}
         metrics["train/grad_norm"] = self._step(
@@ -290,13 +291,8 @@ class DistillationModule(L.LightningModule):
             NonFiniteError: names the update and the term; no weight of `network` has been touched.
         """
         norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm or math.inf))
-        for value, what in ((loss, f"the {who} loss"), (norm, f"the gradient of the {who} loss")):
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{what} is {value} at update {self.update + 1}, which was not made; lower the learning "
-                    f"rate or the clip_norm of the {who} (while distilling, the weights of update "
-                    f"{self.update} are in checkpoints/last.ckpt)"
-                )
+        self._require_finite(loss, f"the {who} loss", who)
+        self._require_finite(norm, f"the gradient of the {who} loss", who)
         if optimizer is self._optimizers()[0]:
             optimizer.step()
             for scheduler in self._schedulers():  # the student's and the critics': both count updates
@@ -306,6 +302,14 @@ class DistillationModule(L.LightningModule):
             # `trainer.global_step` is to count student updates alone.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
         return norm
+
+    def _require_finite(self, value: float, what: str, who: str) -> None:
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{what} is {value} at update {self.update + 1}, which was not made; lower the learning "
+                f"rate or the clip_norm of the {who} (while distilling, the weights of update "
+                f"{self.update} are in checkpoints/last.ckpt)"
+            )
 
     # -- Lightning's hooks ---------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What is logged of an update: the same names for every method.
 
-train/loss              the weighted sum that the student descends, nats a token for kl, rkl and nll
+train/loss              the weighted sum that the student descends, nats a token for kl, rkl and nll; with a
+                        horizon or a sequence kernel it holds advantage · log q too, a surrogate
 train/moment_gap_off    Σ_a (p − q) f, mean over the batch's off-policy tokens, with the run's own
 train/moment_gap_on     critic; with the closed form (alpha .5, ridge 2) where a method has none
 train/tv_off            total variation between teacher and student, mean over those tokens, 0..1

@@ -63,4 +63,5 @@ def kernel_critic(p: Tensor, q: Tensor, embeddings: Tensor) -> Tensor:
 
 def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p/q, 0 where both rule the action out. [N, V], [N, V] -> [N, V]."""
-    return (log_p - log_q).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  # −inf − (−inf) is NaN
+    both_impossible = (log_p == -torch.inf) & (log_q == -torch.inf)
+    return torch.where(both_impossible, 0.0, log_p - log_q)
