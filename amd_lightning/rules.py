@@ -156,8 +156,8 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
     tempered = (objective.teacher_temperature, objective.student_temperature, rollout.temperature)
     if objective.beta < 1.0 and any(sampling) and any(temperature != 1.0 for temperature in tempered):
         yield (
-            "objective.horizon.gamma, objective.kernel.weight and rollout.teacher_share need all temperatures "
-            "at 1: they score the tokens that the policies drew themselves"
+            "objective.horizon.gamma, objective.kernel.weight and rollout.teacher_share need all "
+            "temperatures at 1: they score the tokens that the policies drew themselves"
         )
     if objective.distance is Distance.nll and rollout.teacher_share > 0.0:
         yield "rollout.teacher_share has no meaning for nll, whose labels are drawn from the teacher already"

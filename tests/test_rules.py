@@ -104,9 +104,12 @@ def test_a_bound_itself_is_inside(name: str, value: Any) -> None:
 RULES: list[tuple[dict[str, Any], str]] = [
     (
         {"objective__horizon__gamma": 1.0, "objective__student_temperature": 2.0},
-        "need all temperatures at 1",
+        "objective.horizon.gamma, objective.kernel.weight and rollout.teacher_share need all",
     ),
-    ({"rollout__teacher_share": 0.2, "rollout__temperature": 0.5}, "need all temperatures at 1"),
+    (
+        {"rollout__teacher_share": 0.2, "rollout__temperature": 0.5},
+        "objective.horizon.gamma, objective.kernel.weight and rollout.teacher_share need all",
+    ),
     (
         {"evaluation__metric": "mmd_squared", "evaluation__samples": 1},
         "evaluation.metric=mmd_squared needs evaluation.samples of at least 2",
