@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from amd_lightning.analysis.methods import draw_methods
+from amd_lightning.analysis.methods import methods_figure
 from amd_lightning.analysis.runs import read_results
 
 HERE = Path(__file__).parent
@@ -32,11 +32,12 @@ METRICS = {
     "response_tokens": ("response tokens", 2),
 }
 BETAS = (1.0, 0.5, 0.0)
+DISTANCES = ("moment_matching", "js", "skew_kl", "rkl", "tv", "kl")
 
 
 def main(folders: Sequence[str]) -> None:
     """Write the files beside this one and print a Markdown table a metric."""
-    runs = [read_results(Path(folder)) for folder in folders]
+    runs = sorted((read_results(Path(folder)) for folder in folders), key=_place)
     with (HERE / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["distance", "beta", "seed", "metric", "value"])
@@ -51,7 +52,12 @@ def main(folders: Sequence[str]) -> None:
         print(_table(runs, lambda run, metric=metric: run["student"].get(metric), decimals))
     print("\nseconds of distillation\n")
     print(_table(runs, lambda run: run["cost"]["seconds"]["distil"], 0))
-    draw_methods(runs, HERE / "methods.png")
+    methods_figure(runs).savefig(HERE / "methods.png", dpi=75, facecolor="white")
+
+
+def _place(run: dict[str, Any]) -> tuple[int, float, int]:
+    objective = run["objective"]
+    return DISTANCES.index(objective["distance"]), -objective["beta"], run["seed"]
 
 
 def _levels(run: dict[str, Any], metric: str, decimals: int) -> str:
