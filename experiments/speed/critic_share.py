@@ -3,7 +3,8 @@
     python experiments/speed/critic_share.py [--vocabulary 32128] [--updates 3] [--rounds 2] [--threads 1]
 
 A T5 student of 11M parameters (tied head), a teacher of twice its width, 16 prompts of 64 tokens, a stored
-and a sampled response of 64 tokens to each (2,048 response tokens), K = 3. Whole updates as the trainer runs them,
+and a sampled response of 64 tokens to each (2,048 response tokens), K = 3.
+Whole updates as the trainer runs them,
 the variants in turn, `rounds` times over; the first update of each turn is not counted. The share is the time
 inside critic steps, supports and the critic's forward in the student's step, over the update's.
 Writes critic_share.json beside this file.
