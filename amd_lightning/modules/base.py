@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_lightning.errors import NonFiniteError
-from amd_lightning.modules.diagnostics import TokenMeans, response_metrics
+from amd_lightning.modules.diagnostics import TokenMeans, response_metrics, split_logged
 from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.chunked import chunk_size, weighted_sum
@@ -151,8 +151,9 @@ class DistillationModule(L.LightningModule):
             self.manual_backward(part)
             loss += part.item()
             tokens = _constant(tokens)
-            means.add(tokens, {name[4:]: values.pop(name) for name in list(values) if name[:4] == "log."})
-            kept.append((tokens, values))
+            logged, others = split_logged(values)
+            means.add(tokens, logged)
+            kept.append((tokens, others))
         self._require_finite(loss, "the student loss", "student")
         critic_metrics = self.critic_steps(kept)
         metrics = {"train/loss": loss, "train/learning_rate": optimizer.param_groups[0]["lr"]}

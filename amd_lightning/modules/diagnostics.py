@@ -31,6 +31,16 @@ from amd_lightning.objectives.moments import closed_form_critic, log_ratio, mome
 from amd_lightning.types import Batch, Tokens
 
 
+LOGGED = "log."
+"""Heads the names of per-token values that are for the log, and not for the critics."""
+
+
+def split_logged(values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(values for the log, without that head; all others)."""
+    logged = {name.removeprefix(LOGGED): value for name, value in values.items() if name.startswith(LOGGED)}
+    return logged, {name: value for name, value in values.items() if not name.startswith(LOGGED)}
+
+
 class TokenMeans:
     """Means of per-token values over the off-policy, the on-policy and all tokens of a batch."""
 

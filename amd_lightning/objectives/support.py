@@ -59,7 +59,7 @@ def full_support(log_p: Tensor, log_q: Tensor, alpha: float) -> Support:
 def top_k_support(log_p: Tensor, log_q: Tensor, alpha: float, k: int) -> Support:
     """The k most likely actions under (p + q)/2 and the tail. [N, V], [N, V] -> M = k + 1.
 
-    The tail's probabilities are what is left of 1; with k ≥ V − 1 this is `full_support`.
+    The tail's probabilities are the sums over all others; with k ≥ V − 1 this is `full_support`.
     """
     if k >= log_p.shape[-1] - 1:
         return full_support(log_p, log_q, alpha)

@@ -52,7 +52,7 @@ def main(folders: Sequence[str]) -> None:
         print(_table(runs, lambda run, metric=metric: run["student"].get(metric), decimals))
     print("\nseconds of distillation\n")
     print(_table(runs, lambda run: run["cost"]["seconds"]["distil"], 0))
-    methods_figure(runs).savefig(HERE / "methods.png", dpi=75, facecolor="white")
+    methods_figure(runs).savefig(HERE / "methods.png", dpi=64, facecolor="white")
 
 
 def _place(run: dict[str, Any]) -> tuple[int, float, int]:
