@@ -30,7 +30,6 @@ from amd_lightning.objectives.divergences import tv
 from amd_lightning.objectives.moments import closed_form_critic, log_ratio, moment_gap
 from amd_lightning.types import Batch, Tokens
 
-
 LOGGED = "log."
 """Heads the names of per-token values that are for the log, and not for the critics."""
 
