@@ -10,20 +10,12 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.config import (
-    Actions,
-    CriticConfig,
-    CriticKind,
-    DataConfig,
-    Distance,
-    Features,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimiserConfig,
-    RunConfig,
-    StageConfig,
-    Writer,
-)
+from amd_lightning.config.choices import Actions, CriticKind, Distance, Features, Writer
+from amd_lightning.config.data import DataConfig
+from amd_lightning.config.method import CriticConfig, ObjectiveConfig
+from amd_lightning.config.pair import ModelConfig
+from amd_lightning.config.running import OptimiserConfig, StageConfig
+from amd_lightning.config.schema import RunConfig
 from amd_lightning.critics import (
     ClosedFormCritic,
     CriticHead,

@@ -26,9 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from amd_lightning import conf_dir
-from amd_lightning.config import RunConfig
+from amd_lightning.config.rules import ignored_options, problems
+from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import ConfigError
-from amd_lightning.rules import ignored_options, problems
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 

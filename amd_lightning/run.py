@@ -22,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amd_lightning import conf_dir
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
-from amd_lightning.config import CriticKind, Distance, RunConfig, Source
+from amd_lightning.config.choices import CriticKind, Distance, Source
+from amd_lightning.config.rules import LEARNING, PARAMETER_OF
+from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import UserError
-from amd_lightning.rules import LEARNING, PARAMETER_OF
 
 log = logging.getLogger("amd_lightning")
 

@@ -13,15 +13,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import amd_lightning
 from amd_lightning import conf_dir
-from amd_lightning import config as schema
 from amd_lightning.cli import validated
-from amd_lightning.config import RunConfig
+from amd_lightning.config import choices, method, pair
+from amd_lightning.config.rules import PARAMETER_OF
+from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import ConfigError
 from amd_lightning.objectives.divergences import DIVERGENCES, PARAMETERS
-from amd_lightning.rules import PARAMETER_OF
 
-PACKAGE = Path(schema.__file__).parent
+PACKAGE = Path(amd_lightning.__file__).parent
 LIMITS = {"low", "high", "above", "below", "choices"}
 
 
@@ -72,11 +73,11 @@ def test_every_architecture_knob_is_a_field_of_t5s_config() -> None:
     from transformers import T5Config
 
     known = T5Config().to_dict()
-    assert [field.name for field in fields(schema.ArchitectureConfig) if field.name not in known] == []
+    assert [field.name for field in fields(pair.ArchitectureConfig) if field.name not in known] == []
 
 
 def test_enums_print_as_their_values() -> None:
-    kinds = [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, StrEnum)]
+    kinds = [kind for kind in vars(choices).values() if isinstance(kind, type) and issubclass(kind, StrEnum)]
     options = [option for kind in kinds if kind is not StrEnum for option in kind]
     assert options
     for option in options:
@@ -84,7 +85,7 @@ def test_enums_print_as_their_values() -> None:
 
 
 def test_distances_and_their_parameters_are_those_of_the_package() -> None:
-    assert set(schema.Distance) == {"moment_matching", *DIVERGENCES, "nll"}
+    assert set(choices.Distance) == {"moment_matching", *DIVERGENCES, "nll"}
     assert set(PARAMETERS) == set(DIVERGENCES)
     belongs = {
         parameter: tuple(distance for distance, names in PARAMETERS.items() if parameter in names)
@@ -96,7 +97,7 @@ def test_distances_and_their_parameters_are_those_of_the_package() -> None:
 
 def test_a_distances_parameters_have_its_own_defaults() -> None:
     """A knob's default is the function's, so that a call without it is the run without it."""
-    config = schema.ObjectiveConfig()
+    config = method.ObjectiveConfig()
     for distance, names in PARAMETERS.items():
         taken = inspect.signature(DIVERGENCES[distance]).parameters
         assert {name: taken[name].default for name in names} == {
@@ -154,8 +155,8 @@ def test_choosing_a_file_gives_every_value_in_it(path: Path) -> None:
 
 
 def test_sequence_level_distillation_learns_from_the_teachers_responses() -> None:
-    assert composed("objective=seqkd").rollout.off_policy is schema.Writer.teacher
-    assert composed("objective=seqkd", "rollout=fresh").rollout.off_policy is schema.Writer.data
+    assert composed("objective=seqkd").rollout.off_policy is choices.Writer.teacher
+    assert composed("objective=seqkd", "rollout=fresh").rollout.off_policy is choices.Writer.data
 
 
 def test_what_the_command_line_chooses_beats_scale_and_experiment() -> None:
@@ -167,7 +168,7 @@ SCALES = [f"scale={scale}" for scale in options("scale")]
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("distance", list(schema.Distance))
+@pytest.mark.parametrize("distance", list(choices.Distance))
 def test_every_distance_is_a_run_at_every_beta(distance: str, scale: str) -> None:
     for beta in (0.0, 0.3, 1.0):
         overrides = [f"objective.distance={distance}", f"objective.beta={beta}", scale]
@@ -175,14 +176,14 @@ def test_every_distance_is_a_run_at_every_beta(distance: str, scale: str) -> Non
         assert (config.objective.distance, config.objective.beta) == (distance, beta)
 
 
-@pytest.mark.parametrize("kind", list(schema.CriticKind))
+@pytest.mark.parametrize("kind", list(choices.CriticKind))
 def test_every_kind_of_critic_has_a_file_and_is_what_it_names(kind: str) -> None:
     config = composed(f"critic={kind}")
-    assert config.critic.kind == schema.CriticKind(kind)
-    assert options("critic") == sorted(schema.CriticKind)
+    assert config.critic.kind == choices.CriticKind(kind)
+    assert options("critic") == sorted(choices.CriticKind)
     # What a file leaves out is the schema's, whatever the critic that is chosen by default.
     given = OmegaConf.load(conf_dir() / "critic" / f"{kind}.yaml")
-    plain = OmegaConf.structured(schema.CriticConfig)
+    plain = OmegaConf.structured(method.CriticConfig)
     for name in set(plain) - set(given):
         assert config.critic[name] == plain[name], name
 

@@ -53,8 +53,14 @@ LAYERS = {
     "models": f"{DATA} policies initialisation cache errors",
     "tracking": "modules types errors",
     "training": "data modules tracking types errors",
-    "config": "errors",
-    "rules": "config",
+    "config.choices": "",
+    "config.knobs": "",
+    "config.data": "config.choices config.knobs",
+    "config.pair": "config.choices config.knobs",
+    "config.method": "config.choices config.knobs",
+    "config.running": "config.choices config.knobs",
+    "config.schema": "config.knobs config.data config.pair config.method config.running",
+    "config.rules": "config",
     "analysis.runs": "errors",
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
@@ -63,11 +69,12 @@ LAYERS = {
     "pipeline": f"{STAGES} spec",
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
-    "cli": "config rules errors",
-    "run": f"{STAGES} pipeline results build cli config rules analysis",
+    "cli": "config errors",
+    "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
-MAY_USE = {"omegaconf": {"config", "build", "cli", "run"}, "hydra": {"cli", "run"}}
+SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
+MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "run"}, "hydra": {"cli", "run"}}
 
 
 def module_names(package: Path) -> dict[str, Path]:
@@ -146,8 +153,8 @@ PLANTS = {
     "from a module": ("critics.py", "from amd_lightning.policies import Policy", "critics imports policies"),
     "a module from the package": (
         "pipeline.py",
-        "from amd_lightning import config as c",
-        "pipeline imports config",
+        "from amd_lightning.config import schema as c",
+        "pipeline imports config.schema",
     ),
     "a relative import": ("data/embedded.py", "from ..types import Tokens", "data.embedded imports types"),
     "a relative sibling": (
@@ -161,14 +168,18 @@ PLANTS = {
         "types imports errors",
     ),
     "of a package": ("tracking.py", "import amd_lightning.analysis", "tracking imports analysis"),
-    "config of ours": ("config.py", "from amd_lightning.types import Tokens", "config imports types"),
+    "config of ours": (
+        "config/data.py",
+        "from amd_lightning.types import Tokens",
+        "config.data imports types",
+    ),
     "analysis of modules": (
         "analysis/tables.py",
         "from amd_lightning.modules.base import X",
         "analysis.tables imports modules.base",
     ),
     "omegaconf": ("pipeline.py", "from omegaconf import DictConfig", "pipeline imports omegaconf"),
-    "hydra": ("config.py", "import hydra.utils", "config imports hydra"),
+    "hydra": ("config/rules.py", "import hydra.utils", "config.rules imports hydra"),
     "into an __init__": (
         "data/__init__.py",
         "from amd_lightning.data.examples import X",

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from amd_lightning.config import RunConfig
-from amd_lightning.rules import LEARNING, RIDGED, ignored_options, problems
+from amd_lightning.config.rules import LEARNING, RIDGED, ignored_options, problems
+from amd_lightning.config.schema import RunConfig
 from tests.test_config import composed
 
 

@@ -1,6 +1,6 @@
 """The rules of a run: what is wrong with a configuration, all of it at once, and what it would ignore.
 
-`config.py` says what each knob is and how far it may go; here stand the ranges' check, the rules between
+The other files say what each knob is and how far it may go; here stand the ranges' check, the rules between
 knobs, and the options that a run would have no use for.
 """
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from amd_lightning.config import (
+from amd_lightning.config.choices import (
     Actions,
     Baseline,
     CriticKind,
     Distance,
     Returns,
-    RunConfig,
     Schedule,
     Source,
     WandbMode,
     Writer,
 )
+from amd_lightning.config.schema import RunConfig
 
 LEARNING = (CriticKind.residual, CriticKind.learned, CriticKind.linear, CriticKind.tanh)
 """Critics with something to train."""

@@ -1,0 +1,1 @@
+"""What may be configured: the schema and its rules."""
