@@ -154,7 +154,7 @@ class ResidualCritic(LearningCritic):
         self.alpha, self.ridge = alpha, ridge
 
     def combine(self, value: Tensor, log_ratio: Tensor) -> Tensor:
-        return closed_form_critic(log_ratio + 2.0 * value, self.alpha, self.ridge)
+        return closed_form_critic(torch.add(log_ratio, value, alpha=2.0), self.alpha, self.ridge)
 
 
 class LearnedCritic(LearningCritic):

@@ -2,7 +2,7 @@
 
     python experiments/speed/critic_share.py [--vocabulary 32128] [--updates 3] [--rounds 2] [--threads 1]
 
-A T5 student of 11M parameters (tied head), a teacher of twice its width, 16 prompts of 64 tokens, a stored
+A T5 student of 20M parameters (tied head), a teacher of twice its width, 16 prompts of 64 tokens, a stored
 and a sampled response of 64 tokens to each (2,048 response tokens), K = 3.
 Whole updates as the trainer runs them,
 the variants in turn, `rounds` times over; the first update of each turn is not counted. The share is the time
@@ -35,6 +35,7 @@ from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler
 from amd_lightning.training import StageSpec, TrainerSpec, fit, quiet_libraries
 
+STUDENT = 320  # width
 PROMPTS, LENGTH, STEPS, RANK = 16, 64, 3, 64
 SUPPORTS = {
     "full": partial(full_support, alpha=0.5),
@@ -100,13 +101,13 @@ class Updates(Callback):
 
 def turn(variant: str, vocabulary: int, updates: int) -> list[dict[str, float]]:
     """A few updates of one variant."""
-    student, teacher = policy(256, 2, vocabulary), policy(512, 2, vocabulary)
+    student, teacher = policy(STUDENT, 4, vocabulary), policy(2 * STUDENT, 4, vocabulary)
     clock = Clock()
 
     def critic() -> QCritic:
         if variant == "closed_form":
             return ClosedFormCritic(0.5, 2.0)
-        return ResidualCritic(CriticHead(256, 512, vocabulary, RANK), 0.5, 2.0)
+        return ResidualCritic(CriticHead(STUDENT, 2 * STUDENT, vocabulary, RANK), 0.5, 2.0)
 
     critics = CriticPair(critic(), critic())
     module = AdversarialModule(
