@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from amd_lightning.objectives.kernels import kernel_advantages, ngram_kernel
+from amd_lightning.objectives.kernels import kernel_advantages, kernel_scores, ngram_kernel
 from amd_lightning.objectives.policy_gradient import advantages
 from amd_lightning.types import Rollout
+
+BASELINE_RESPONSES = 8
+"""From how many responses to a prompt on the kernel's scores get a baseline: with fewer, its own noise is more
+than it takes away (at two, up to fifty times; tests/exact/test_estimators.py has both sides)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def kernel_costs(rollout: Rollout, kernel: SequenceKernel) -> Tensor:
     ids = rollout.response_ids[written].unflatten(0, shape)
     mask = rollout.response_mask[written].unflatten(0, shape)
     sizes = range(1, kernel.ngram + 1)
-    gains = kernel_advantages(
+    gain = kernel_advantages if student >= BASELINE_RESPONSES else kernel_scores
+    gains = gain(
         ngram_kernel(ids, mask, ids, mask, sizes), ngram_kernel(ids, mask, *rollout.samples, sizes)
     )
     costs = torch.zeros(rollout.off_policy.shape, dtype=gains.dtype, device=gains.device)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
-from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
+from amd_lightning.modules.horizon import (
+    BASELINE_RESPONSES,
+    Horizon,
+    SequenceKernel,
+    batch_advantages,
+    kernel_costs,
+)
+from amd_lightning.objectives.kernels import kernel_advantages, kernel_scores, ngram_kernel
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler, token_weights
 from amd_lightning.types import Batch, PromptBatch, Responses, Rollout
@@ -222,7 +229,7 @@ def similarity(one: list[int], other: list[int], longest: int) -> float:
 
 
 def costs_by_hand(states: Rollout, longest: int) -> Tensor:
-    """−(nearness to the samples less that to the other responses, less what to expect of it). [B, C]."""
+    """−(nearness to the samples less that to the other responses). [B, C]."""
     assert states.samples is not None
     found = torch.zeros(states.off_policy.shape)
     for prompt in range(len(found)):
@@ -234,9 +241,7 @@ def costs_by_hand(states: Rollout, longest: int) -> Tensor:
         for place, column in enumerate(columns):
             others = [y for y in own if y is not own[place]]
             among = sum(similarity(own[place], y, longest) for y in others) / len(others)
-            # With two responses nothing is known of the other's nearness to a third.
-            expected = sum(to_teacher[j] for j in range(len(own)) if j != place) / len(others)
-            found[prompt, column] = -(to_teacher[place] - among - expected)
+            found[prompt, column] = -(to_teacher[place] - among)
     return found
 
 
@@ -259,8 +264,24 @@ def test_what_is_like_the_teachers_samples_costs_less_than_nothing() -> None:
     found = kernel_costs(states, SequenceKernel(1.0))
     per_response = found.unflatten(0, (2, 3, 4))
     torch.testing.assert_close(per_response[:, 1], torch.full((2, 4), -1.0))
-    torch.testing.assert_close(per_response[:, 2], torch.full((2, 4), 1.0))
+    assert not per_response[:, 2].any()
     assert not per_response[:, 0].any()
+
+
+@pytest.mark.parametrize("count", [BASELINE_RESPONSES - 1, BASELINE_RESPONSES])
+def test_scores_have_a_baseline_where_it_takes_noise_away(count: int) -> None:
+    torch.manual_seed(4)
+    own, samples = torch.randint(4, 8, (2, count, 3)), torch.randint(4, 8, (2, 4, 3))
+    states = rollout([3, 2], [[3] * count] * 2, [[False] * count] * 2)
+    states.response_ids[...] = own
+    states = states._replace(samples=Responses(samples, torch.ones_like(samples, dtype=torch.bool)))
+    everything = torch.ones_like(own, dtype=torch.bool)
+    kernels = [
+        ngram_kernel(own, everything, *other, range(1, 3)) for other in ((own, everything), states.samples)
+    ]
+    rule = kernel_scores if count < BASELINE_RESPONSES else kernel_advantages
+    found = kernel_costs(states, SequenceKernel(1.0)).unflatten(0, (2, count, 3))
+    torch.testing.assert_close(found[..., 0], -rule(*kernels))
 
 
 @pytest.mark.parametrize("method", ["kl", "residual"])
