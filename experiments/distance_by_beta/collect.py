@@ -33,6 +33,8 @@ METRICS = {
 }
 BETAS = (1.0, 0.5, 0.0)
 DISTANCES = ("moment_matching", "js", "skew_kl", "rkl", "tv", "kl")
+UPDATES = 500
+"""The grid's budget; runs of another one make tables of their own."""
 
 
 def main(folders: Sequence[str]) -> None:
@@ -40,24 +42,46 @@ def main(folders: Sequence[str]) -> None:
     runs = sorted((read_results(Path(folder)) for folder in folders), key=_place)
     with (HERE / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["distance", "beta", "seed", "metric", "value"])
+        writer.writerow(["distance", "critic", "alpha", "beta", "updates", "seed", "metric", "value"])
         for run in runs:
-            objective = run["objective"]
-            point = [objective["distance"], objective["beta"], run["seed"]]
+            objective, critic = run["objective"], _critic(run)
+            point = [objective["distance"], critic.get("kind"), critic.get("alpha")]
+            point += [objective["beta"], _updates(run), run["seed"]]
             for metric in METRICS:
                 writer.writerow([*point, metric, run["student"].get(metric)])
             writer.writerow([*point, "distil_seconds", round(run["cost"]["seconds"]["distil"], 1)])
-    for metric, (title, decimals) in METRICS.items():
-        print(f"\n{title} ({_levels(runs[0], metric, decimals)})\n")
-        print(_table(runs, lambda run, metric=metric: run["student"].get(metric), decimals))
-    print("\nseconds of distillation\n")
-    print(_table(runs, lambda run: run["cost"]["seconds"]["distil"], 0))
-    methods_figure(runs).savefig(HERE / "methods.png", dpi=64, facecolor="white")
+    for updates in sorted({_updates(run) for run in runs}):
+        chosen = [run for run in runs if _updates(run) == updates]
+        print(f"\n## {updates} updates")
+        for metric, (title, decimals) in METRICS.items():
+            print(f"\n{title} ({_levels(runs[0], metric, decimals)})\n")
+            print(_table(chosen, lambda run, metric=metric: run["student"].get(metric), decimals))
+        print("\nseconds of distillation\n")
+        print(_table(chosen, lambda run: run["cost"]["seconds"]["distil"], 0))
+    grid = [run for run in runs if _updates(run) == UPDATES]
+    methods_figure(grid).savefig(HERE / "methods.png", dpi=64, facecolor="white")
 
 
-def _place(run: dict[str, Any]) -> tuple[int, float, int]:
+def _critic(run: dict[str, Any]) -> dict[str, Any]:
+    return run["objective"].get("critic") or {}
+
+
+def _updates(run: dict[str, Any]) -> int:
+    return round(run["updates"])
+
+
+def _method(run: dict[str, Any]) -> str:
+    """The distance, with the critic's kind where it is not the usual one, and its alpha."""
+    critic = _critic(run)
+    if not critic:
+        return str(run["objective"]["distance"])
+    kind = "" if critic["kind"] == "residual" else f" {critic['kind']}"
+    return f"{run['objective']['distance']}{kind} α = {critic['alpha']:g}"
+
+
+def _place(run: dict[str, Any]) -> tuple[int, str, float, int]:
     objective = run["objective"]
-    return DISTANCES.index(objective["distance"]), -objective["beta"], run["seed"]
+    return DISTANCES.index(objective["distance"]), _method(run), -objective["beta"], run["seed"]
 
 
 def _levels(run: dict[str, Any], metric: str, decimals: int) -> str:
@@ -70,20 +94,20 @@ def _levels(run: dict[str, Any], metric: str, decimals: int) -> str:
 
 
 def _table(runs: Sequence[dict[str, Any]], value: Any, decimals: int) -> str:
-    """Distances in rows, β in columns: mean over seeds, ± their standard deviation."""
+    """Methods in rows, β in columns: mean over seeds, ± their standard deviation."""
     cells: dict[tuple[str, float], list[float]] = defaultdict(list)
     for run in runs:
         if (found := value(run)) is not None:
-            cells[run["objective"]["distance"], run["objective"]["beta"]].append(found)
-    distances = list(dict.fromkeys(distance for distance, _ in cells))
+            cells[_method(run), run["objective"]["beta"]].append(found)
+    methods = list(dict.fromkeys(method for method, _ in cells))
     lines = ["| | " + " | ".join(f"β = {beta:g}" for beta in BETAS) + " |", "|---|--:|--:|--:|"]
-    for distance in distances:
+    for method in methods:
         row = []
         for beta in BETAS:
-            values = cells.get((distance, beta), [])
+            values = cells.get((method, beta), [])
             spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
             row.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "–")
-        lines.append(f"| {distance} | " + " | ".join(row) + " |")
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
