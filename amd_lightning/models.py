@@ -83,7 +83,9 @@ def build_llama(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return policy_for(LlamaForCausalLM(config))
+    model = LlamaForCausalLM(config)
+    imitate_trained_attention(model)
+    return policy_for(model)
 
 
 def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> Policy:
