@@ -1,4 +1,4 @@
-"""Weights for small models that are trained from scratch: attention that starts out as trained attention looks.
+"""Weights of small models that are trained from scratch: attention that starts as trained attention looks.
 
 With its own initialisation a T5 or Llama of a few hundred thousand parameters is slow to learn to copy a name
 out of its prompt. Trained Transformers share two properties that can be set by hand

@@ -164,6 +164,13 @@ def test_what_the_command_line_chooses_beats_scale_and_experiment() -> None:
     assert (str(config.objective.distance), config.pair.name) == ("kl", "t5_demo")
 
 
+def test_a_causal_pair_is_chosen_on_the_command_line() -> None:
+    overrides = ["+experiment=samsum", "pair=llama_demo"]
+    config = validated(composed(*overrides), overrides, refuse_ignored=True)
+    architectures = config.pair.teacher.architecture, config.pair.student.architecture
+    assert [str(architecture.family) for architecture in architectures] == ["llama", "llama"]
+
+
 SCALES = [f"scale={scale}" for scale in options("scale")]
 
 
