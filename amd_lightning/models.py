@@ -85,6 +85,12 @@ def fingerprint(path: str, revision: str | None) -> dict[str, str]:
     return {"hub": path, "commit": str(config._commit_hash)}
 
 
+def is_encoder_decoder(path: str, revision: str | None) -> bool:
+    """Whether a model folder or hub id is one that decodes its response beside the prompt."""
+    config = _from_folder_or_hub(AutoConfig.from_pretrained, path, revision, "model")
+    return bool(config.is_encoder_decoder)
+
+
 def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path, max_tokens: int) -> None:
     """Weights (safetensors), configs and tokenizer, as `from_pretrained` loads them without this project."""
     model = policy.model

@@ -28,8 +28,9 @@ from amd_lightning.errors import DataError, ModelError
 
 WORDS = "ann ben carl meet cake tomorrow yesterday kitchen garden happily noon see you bring the at".split()
 CORPUS = [f"summarize: {a}: {b} {c}.\n{c}: {b}!" for a in WORDS for b in WORDS for c in WORDS[:4]]
-T5_TEMPLATE = PromptTemplate("summarize: ")
-HEADED = PromptTemplate("### Dialogue:\n", "\n\n### Summary:\n")
+T5_TEMPLATE = PromptTemplate("summarize: {prompt}")
+BEFORE, AFTER = "### Dialogue:\n", "\n\n### Summary:\n"
+HEADED = PromptTemplate(BEFORE + "{prompt}" + AFTER)
 PAD, EOS, BOS = 0, 1, 3
 
 
@@ -205,7 +206,7 @@ class TestTruncation:
     ) -> None:
         row = example(text, "see you")
         bounds = limits(bound, long_prompts="truncate")
-        room = len(tokenizer(HEADED.before + HEADED.after)["input_ids"])
+        room = len(tokenizer(BEFORE + AFTER)["input_ids"])
         try:
             (cut,), report = tokenise([row], tokenizer, HEADED, bounds, "test")
         except DataError:
@@ -218,11 +219,11 @@ class TestTruncation:
             return
         assert len(cut.prompt_ids) <= bound
         decoded = decode(tokenizer, cut.prompt_ids)
-        ends = decode(tokenizer, tokenizer(HEADED.before + HEADED.after)["input_ids"])
+        ends = decode(tokenizer, tokenizer(BEFORE + AFTER)["input_ids"])
         if tokenizer is BYTES:
-            assert decoded.startswith("<s>" + HEADED.before)
-            assert decoded.endswith(HEADED.after)
-            middle = decoded[len("<s>" + HEADED.before) : -len(HEADED.after)]
+            assert decoded.startswith("<s>" + BEFORE)
+            assert decoded.endswith(AFTER)
+            middle = decoded[len("<s>" + BEFORE) : -len(AFTER)]
             assert text.startswith(middle)
             assert (middle != text) == bool(report.truncated_prompts)
         else:
@@ -235,7 +236,7 @@ class TestTruncation:
             tokenise([LONG_PROMPT], BYTES, HEADED, limits(bound, long_prompts="truncate"), "train")
 
     def test_a_template_that_leaves_no_token_is_refused(self) -> None:
-        room = len(BYTES(HEADED.before + HEADED.after)["input_ids"])
+        room = len(BYTES(BEFORE + AFTER)["input_ids"])
         with pytest.raises(DataError, match=r"takes them all.*data\.max_prompt_tokens"):
             tokenise([LONG_PROMPT], BYTES, HEADED, limits(room, long_prompts="truncate"), "train")
 

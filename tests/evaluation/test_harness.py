@@ -17,7 +17,9 @@ from tests.helpers import t5
 
 ROWS = [to_example(row) for row in samsum_rows("test", 7, 0)]
 TOKENIZER = train_tokenizer([example.prompt for example in ROWS], 280)
-EXAMPLES, _ = tokenise(ROWS, TOKENIZER, PromptTemplate(""), Limits(60, 8, "truncate", "truncate"), "test")
+EXAMPLES, _ = tokenise(
+    ROWS, TOKENIZER, PromptTemplate("{prompt}"), Limits(60, 8, "truncate", "truncate"), "test"
+)
 EXAMPLES = [  # prompts of very different lengths, so that decoding changes their order
     example._replace(prompt_ids=[*example.prompt_ids[: 5 + 8 * (row % 4)], 1])
     for row, example in enumerate(EXAMPLES)
