@@ -2,8 +2,8 @@
 
 Takes the command line of a run. Prints the first training rows with their special tokens, and for every split
 the lengths, what is dropped and what is truncated; draws the lengths with their limits into
-`runs/EXPERIMENT/data/lengths.png` (hydra.run.dir=DIR: elsewhere). A pair that is trained from scratch gets its
-tokenizer trained, or taken from the cache.
+`runs/EXPERIMENT/data/lengths.png` (hydra.run.dir=DIR: elsewhere). A pair that is trained from scratch gets
+its tokenizer trained, or taken from the cache.
 """
 
 import logging

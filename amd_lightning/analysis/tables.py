@@ -36,8 +36,8 @@ DISTANCES = (
 
 LEGEND = (
     "Test split. Accuracies 0 to 1, ROUGE-L and BLEU 0 to 100, 2TV 0 to 2, KL and reverse KL in nats per "
-    "token, to the teacher; off: on stored responses, on: on the model's own. Seconds: of the model's training "
-    "stage."
+    "token, to the teacher; off: on stored responses, on: on the model's own. Seconds: of the model's "
+    "training stage."
 )
 
 

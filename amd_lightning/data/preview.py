@@ -1,4 +1,4 @@
-"""What the models see of a data set: the first rows with their special tokens, lengths, and a picture of them."""
+"""What the models see of a data set: the first rows with their special tokens, the lengths, and a picture."""
 
 from collections.abc import Mapping, Sequence
 
