@@ -24,8 +24,9 @@ class Evaluation:
     """What was measured, and on which responses.
 
     Attributes:
-        metrics: the task's text metrics, of the best response (rouge_l, bleu, accuracy, ...) and of the
-            sampled ones (sampled_rouge_l, ..., mean over draws), None where the task has no such notion;
+        metrics: the task's text metrics, such as rouge_l, bleu (0..100), accuracy (0..1), each of the best
+            response, and of the sampled ones as the mean over draws: sampled_rouge_l, sampled_bleu,
+            sampled_accuracy; None where the task has no such notion;
             response_tokens (mean length of the sampled responses);
 
             to the teacher, off on the stored responses, on on the policy's own: tv_off, tv_on (0..1),

@@ -46,11 +46,11 @@ def test_un_ni_is_restricted_to_references_of_eleven_words(
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no evaluation set s_ni in .*sinst_11_\.jsonl, s_ni\.jsonl; set data"
+        DataError, match=r"set s_ni in .*: looked for sinst_11_\.jsonl, s_ni\.jsonl; set data"
     ):
         load_set(str(tmp_path), "s_ni")
     path = write(tmp_path, "uinst_subset.jsonl", {"instruction": "Count.", "input": "", "output": "one"})
-    with pytest.raises(DataError, match="no row whose references have 11 words and more.*leave un_ni out"):
+    with pytest.raises(DataError, match=r"no row whose references have 11 words and more.*leave un_ni out"):
         load_set(path, "un_ni")
     write(tmp_path, "vicuna.jsonl", {"instruction": "Why?", "output": [1]})
     with pytest.raises(DataError, match="the output of row 0 is neither a text nor a list"):

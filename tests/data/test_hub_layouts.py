@@ -163,17 +163,17 @@ def test_every_split_in_the_layout_of_the_hub(module: ModuleType) -> None:
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_refusal_is_one_line(module: ModuleType, status: int) -> None:
     files, branch = LAYOUTS[module]
-    with HubStub(files, status, branch=branch) as hub:
-        with pytest.raises(DataError, match=rf"\({status}\).*data\.path=DIR"):
-            load(module, hub, "train")
+    problem = pytest.raises(DataError, match=rf"\({status}\).*data\.path=DIR")
+    with HubStub(files, status, branch=branch) as hub, problem:
+        load(module, hub, "train")
 
 
 @each_task
 def test_a_file_that_breaks_off(module: ModuleType) -> None:
     files, branch = LAYOUTS[module]
-    with HubStub(files, "cut", branch=branch) as hub:
-        with pytest.raises((HubUnreachableError, DataError), match=r"data\.path=DIR"):
-            load(module, hub, "test")
+    problem = pytest.raises((HubUnreachableError, DataError), match=r"data\.path=DIR")
+    with HubStub(files, "cut", branch=branch) as hub, problem:
+        load(module, hub, "test")
 
 
 @each_task

@@ -44,7 +44,8 @@ def test_t5s_prefix_is_its_own() -> None:
 def test_alpacas_wording() -> None:
     with_context = "".join(read_template("dolly", "alpaca").around(ROW))
     assert with_context.endswith(
-        "\n\n### Instruction:\nSum up {context}.\n\n### Input:\nA cat sat {prompt} on a mat.\n\n### Response:\n"
+        "\n\n### Instruction:\nSum up {context}.\n\n### Input:\nA cat sat {prompt} on a mat."
+        "\n\n### Response:\n"
     )
     assert "paired with an input" in with_context
     alone = "".join(read_template("dolly", "alpaca").around(BARE))
@@ -53,9 +54,9 @@ def test_alpacas_wording() -> None:
 
 
 def test_a_template_needs_its_place_once() -> None:
-    with pytest.raises(ValueError, match="must have {prompt} once"):
+    with pytest.raises(ValueError, match=r"must have \{prompt\} once"):
         PromptTemplate("nothing").around(BARE)
-    with pytest.raises(ValueError, match="must have {context} once"):
+    with pytest.raises(ValueError, match=r"must have \{context\} once"):
         PromptTemplate("{prompt}").around(ROW)
 
 
@@ -112,9 +113,7 @@ def test_a_limit_cuts_the_context_and_nothing_else() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(
-        DataError, match="samsum has no prompt template haiku: choose data.template=alpaca, chat"
-    ):
+    with pytest.raises(DataError, match=r"samsum has no prompt template haiku: choose data\.template=alpaca"):
         choose_template("samsum", "haiku", tokenizer(), causal=False)
     with pytest.raises(DataError, match="needs a tokenizer with a chat template"):
         choose_template("samsum", "chat", tokenizer(), causal=True)

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +45,7 @@ class TestEmbedded:
         right = module.checker("embedded")
         assert all(right(row.response, row.references) for row in rows)
         assert all(right(text, row.references) for row in rows for text in row.references)
-        others = [right(other.response, row.references) for row, other in zip(rows, rows[1:], strict=False)]
+        others = [right(other.response, row.references) for row, other in pairwise(rows)]
         assert sum(others) < (0.7 if module is strategyqa else 0.1) * len(others)
         assert not right("", rows[0].references)
 
