@@ -137,6 +137,18 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"optim__student__betas": [0.9]}, "optim.student.betas=[0.9] must be two numbers"),
     ({"pair__student__path": "DIR"}, "pair.student.path is set but pair.teacher.path is not"),
     (
+        {"data__task": "iwslt", "evaluation__metric": "sampled_rouge_l"},
+        "evaluation.metric=sampled_rouge_l is not measured for iwslt; use bleu or accuracy",
+    ),
+    (
+        {"data__evaluation_sets": ["vicuna"], "data__evaluation_path": "DIR"},
+        "data.evaluation_sets has no meaning for samsum",
+    ),
+    (
+        {"data__task": "dolly", "data__evaluation_sets": ["vicuna"]},
+        "data.evaluation_sets needs data.evaluation_path=DIR",
+    ),
+    (
         {"data__source": "hub", "evaluation__metric": "accuracy"},
         "evaluation.metric=accuracy has no meaning",
     ),

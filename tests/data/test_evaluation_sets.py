@@ -45,9 +45,7 @@ def test_un_ni_is_restricted_to_references_of_eleven_words(
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"set s_ni in .*: looked for sinst_11_\.jsonl, s_ni\.jsonl; set data"
-    ):
+    with pytest.raises(DataError, match=r"s_ni in .*: looked for sinst_11_\.jsonl, s_ni\.jsonl; set data"):
         load_set(str(tmp_path), "s_ni")
     path = write(tmp_path, "uinst_subset.jsonl", {"instruction": "Count.", "input": "", "output": "one"})
     with pytest.raises(DataError, match=r"no row whose references have 11 words and more.*leave un_ni out"):
