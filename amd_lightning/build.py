@@ -28,10 +28,11 @@ from amd_lightning.critics import (
     SignCritic,
     TanhCritic,
 )
-from amd_lightning.data import samsum
-from amd_lightning.data.embedded import is_correct
+from amd_lightning.data import dolly, iwslt, samsum, strategyqa
+from amd_lightning.data.evaluation_sets import load_set
 from amd_lightning.data.examples import Limits
 from amd_lightning.evaluation.decoding import Decoding
+from amd_lightning.evaluation.metrics import scorers
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.divergence import DivergenceModule
@@ -45,7 +46,7 @@ from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task
 from amd_lightning.tracking import WandbSettings, wandb_logger
 from amd_lightning.training import StageSpec, TrainerSpec
 
-TASKS = {"samsum": samsum}
+TASKS: dict[str, Any] = {"samsum": samsum, "dolly": dolly, "iwslt": iwslt, "strategyqa": strategyqa}
 
 
 def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
@@ -76,6 +77,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
                 num_beams=config.evaluation.num_beams,
                 length_penalty=config.evaluation.length_penalty,
                 batch_size=config.evaluation.batch_size,
+                no_repeat_ngram_size=config.evaluation.no_repeat_ngram_size,
             ),
             samples=config.evaluation.samples,
             seed=config.evaluation.seed,
@@ -176,14 +178,20 @@ def _task(data: DataConfig) -> Task:
     return Task(
         name=data.task,
         load=load,
-        template=module.TEMPLATE,
+        template=data.template,
         limits=Limits(
             data.max_prompt_tokens,
             data.max_response_tokens,
             data.long_prompts.value,
             data.long_responses.value,
         ),
-        checker=is_correct if module.has_checker(str(data.source)) else None,
+        scorers=scorers(
+            module.METRICS,
+            module.checker(str(data.source)),
+            parse=getattr(module, "parse_answer", None),
+        ),
+        sets=tuple(data.evaluation_sets),
+        load_set=partial(load_set, data.evaluation_path or "", limit=data.test_rows),
     )
 
 

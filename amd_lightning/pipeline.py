@@ -19,15 +19,13 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from amd_lightning.cache import Artifact
-from amd_lightning.data.embedded import Split
-from amd_lightning.data.examples import Example, TokenisedExample, digest, tokenise
-from amd_lightning.data.tokenizer import train_tokenizer
+from amd_lightning.data.examples import Split, TokenisedExample
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
-from amd_lightning.evaluation.harness import Evaluation, evaluate
+from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
+from amd_lightning.evaluation.metrics import signatures
 from amd_lightning.models import (
     build_model,
     fingerprint,
-    is_causal,
     load_policy,
     load_tokenizer,
     require_same_vocabulary,
@@ -36,6 +34,7 @@ from amd_lightning.models import (
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
+from amd_lightning.text import prepare_text
 from amd_lightning.tracking import LastCheckpoint, Validate, csv_logger
 from amd_lightning.training import device_of, fit, seed_for
 
@@ -47,7 +46,6 @@ FORMAT = 1
 DIAGNOSTICS = 1
 """Part of every evaluation's key: raised when what it measures changes."""
 
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 HELD_OUT: tuple[Split, ...] = ("valid", "test")
 
 
@@ -57,6 +55,9 @@ class Outcome:
 
     Attributes:
         evaluations: on the test split, of "teacher", "student_start" and "student".
+        sets: the same for each further test set, by its name.
+        quality: the text metric that is the task's own.
+        signatures: how text metrics were computed, where their package says so.
         validation: the student's last one.
         parameters: of each of the three models.
         seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
@@ -66,6 +67,9 @@ class Outcome:
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    sets: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    quality: str = "rouge_l"
+    signatures: dict[str, str] = field(default_factory=dict)
     validation: dict[str, float | None] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -86,8 +90,13 @@ class Pipeline:
 
     def run(self) -> Outcome:
         """All stages; the student's model folder is `folder/student`."""
-        rows: dict[str, list[Example]] = {split: self.spec.task.load(split) for split in SPLITS}
-        self._prepare_text(rows)
+        spec = self.spec
+        text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, self._artifact)
+        self.tokenizer, self.splits, self.data_inputs = text.tokenizer, text.splits, text.inputs
+        self.outcome.rows = {name: len(rows) for name, rows in text.splits.items()}
+        self.outcome.quality = spec.task.quality
+        golds = [row.example.references for row in text.splits["test"]]
+        self.outcome.signatures = signatures(list(spec.task.scorers), golds)
         self.teacher, teacher_key = self._model("teacher", self.spec.teacher, teacher=None)
         start, start_key = self._model("student_start", self.spec.student, self.teacher)
         evaluation = self.spec.evaluation
@@ -97,6 +106,9 @@ class Pipeline:
         }
         self._evaluate_once("teacher", self.teacher, teacher_key, teacher_key)
         self._evaluate_once("student_start", start, start_key, teacher_key)
+        for name in spec.task.sets:
+            self._evaluate_set_once(name, "teacher", self.teacher, teacher_key)
+            self._evaluate_set_once(name, "student_start", start, start_key)
 
         stored = self._teacher_responses(teacher_key) if self.spec.teacher_writes else self.splits["train"]
         if self.spec.kernel_samples:
@@ -108,55 +120,9 @@ class Pipeline:
         student = self._distil(start, stored)
         with self._timed("evaluate_student"):
             self.outcome.evaluations["student"] = self._evaluate(student, "test")
+            for name in spec.task.sets:
+                self.outcome.sets.setdefault(name, {})["student"] = self._evaluate_set(student, name)
         return self.outcome
-
-    # -- text ----------------------------------------------------------------------------------
-
-    def _prepare_text(self, rows: Mapping[str, list[Example]]) -> None:
-        """Tokenizer and tokenised splits, with what the length limits did to them said in the log."""
-        task, teacher = self.spec.task, self.spec.teacher
-        template = list(task.template)
-        if teacher.path is not None:
-            causal = is_causal(teacher.path, teacher.revision)
-            self.tokenizer = load_tokenizer(teacher.path, revision=teacher.revision)
-            tokenizer_key: Any = fingerprint(teacher.path, teacher.revision)
-        else:
-            causal = teacher.architecture["family"] != "t5"
-            texts = [
-                text
-                for example in rows["train"]
-                for text in (task.template.before + example.prompt + task.template.after, example.response)
-            ]
-            inputs = {
-                "rows": digest(rows["train"]),
-                "template": template,
-                "vocabulary_size": self.spec.vocabulary_size,
-                "causal": causal,
-            }
-
-            def make(folder: Path) -> None:
-                tokenizer = train_tokenizer(texts, self.spec.vocabulary_size, causal=causal)
-                tokenizer.save_pretrained(folder)
-
-            artifact = self._artifact("tokenizer", inputs, make)
-            self.tokenizer, tokenizer_key = load_tokenizer(str(artifact.path)), artifact.key
-
-        self.splits: dict[str, list[TokenisedExample]] = {}
-        self.data_inputs: dict[str, Any] = {}
-        for split in SPLITS:
-            examples = rows[split]
-            self.splits[split], report = tokenise(
-                examples, self.tokenizer, task.template, task.limits, split, causal
-            )
-            if described := report.describe():
-                log.warning(described)
-            self.outcome.rows[split] = len(self.splits[split])
-            self.data_inputs[split] = {
-                "rows": digest(examples),
-                "template": template,
-                "limits": list(task.limits),
-                "tokenizer": tokenizer_key,
-            }
 
     # -- teacher and student start -------------------------------------------------------------
 
@@ -229,7 +195,12 @@ class Pipeline:
         def make(folder: Path) -> None:
             log.info("teacher responses: writing %d", len(examples))
             written = respond_to_all(
-                self.teacher, examples, decoding, pad_id=self.tokenizer.pad_token_id, seed=seed
+                self.teacher,
+                examples,
+                decoding,
+                pad_id=self.tokenizer.pad_token_id,
+                seed=seed,
+                scored=False,
             )
             ids = response_tokens(written, list(batches(examples, decoding.batch_size)))
             (folder / "responses.json").write_text(json.dumps(ids))
@@ -257,7 +228,12 @@ class Pipeline:
             order = list(batches(examples, decoding.batch_size))
             draws = [
                 respond_to_all(
-                    self.teacher, examples, decoding, pad_id=self.tokenizer.pad_token_id, seed=seed + draw
+                    self.teacher,
+                    examples,
+                    decoding,
+                    pad_id=self.tokenizer.pad_token_id,
+                    seed=seed + draw,
+                    scored=False,
                 )
                 for draw in range(count)
             ]
@@ -323,7 +299,7 @@ class Pipeline:
             "decoding": asdict(evaluation.decoding),
             "samples": evaluation.samples,
             "seed": evaluation.seed,
-            "checker": self.spec.task.checker is not None,
+            "metrics": self._metrics(),
             "diagnostics": DIAGNOSTICS,
         }
 
@@ -334,6 +310,42 @@ class Pipeline:
         artifact = self._artifact(f"evaluate_{who}", inputs, make)
         stored = json.loads((artifact.path / "evaluation.json").read_text())
         self.outcome.evaluations[who] = Evaluation(**stored)
+
+    def _evaluate_set_once(self, name: str, who: str, policy: Policy, key: Any) -> None:
+        """The same for one of the further test sets, whose text alone is scored."""
+        evaluation = self.spec.evaluation
+        inputs = {
+            "model": key,
+            "data": self.data_inputs[name],
+            "decoding": asdict(evaluation.decoding),
+            "samples": evaluation.samples,
+            "seed": evaluation.seed,
+            "metrics": self._metrics(),
+        }
+
+        def make(folder: Path) -> None:
+            found = self._evaluate_set(policy, name)
+            (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
+
+        artifact = self._artifact("evaluate_set", inputs, make, f"evaluate_{who}_{name}")
+        stored = json.loads((artifact.path / "evaluation.json").read_text())
+        self.outcome.sets.setdefault(name, {})[who] = Evaluation(**stored)
+
+    def _evaluate_set(self, policy: Policy, name: str) -> Evaluation:
+        evaluation = self.spec.evaluation
+        return evaluate_text(
+            policy,
+            self.splits[name],
+            self.tokenizer,
+            decoding=evaluation.decoding,
+            scorers=self.spec.task.scorers,
+            samples=evaluation.samples,
+            seed=evaluation.seed,
+        )
+
+    def _metrics(self) -> list[str]:
+        """What identifies the text metrics: their names, without those that the task has no notion of."""
+        return [name for name, score in self.spec.task.scorers.items() if score([""], [[""]]) is not None]
 
     def _diagnosed(self, module: DistillationModule) -> bool:
         """Whether the validation at this update measures everything."""
@@ -350,7 +362,7 @@ class Pipeline:
             self.splits[split],
             self.tokenizer,
             decoding=evaluation.decoding,
-            checker=self.spec.task.checker,
+            scorers=self.spec.task.scorers,
             samples=evaluation.samples,
             seed=evaluation.seed,
             teacher_samples=self.teacher_samples[split] if diagnose else None,

@@ -109,6 +109,7 @@ class Policy(nn.Module, ABC):
         temperature: float = 1.0,
         num_beams: int = 1,
         length_penalty: float = 1.0,
+        no_repeat_ngram_size: int = 0,
         mixed_with: "Policy | None" = None,
         mixed_share: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
@@ -118,12 +119,13 @@ class Policy(nn.Module, ABC):
             prompt: B prompts.
             max_tokens: the response's longest length, EOS included.
             sample: draw from π at `temperature`; otherwise the most likely response (`num_beams`).
+            no_repeat_ngram_size: no n-gram of this size is written twice; 0: no such rule.
             mixed_with, mixed_share: draw each token from mixed_share·mixed_with + (1 − mixed_share)·π.
 
         Returns:
             Ids [B, T] and mask [B, T]: True up to and including the first EOS.
         """
-        choice = (
+        choice: dict[str, object] = (
             {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             if sample
             else {"do_sample": False, "num_beams": num_beams, "length_penalty": length_penalty}
@@ -132,6 +134,7 @@ class Policy(nn.Module, ABC):
         mixing = LogitsProcessorList(
             [_Mixture(mixed_with._continuation(prompt), before, mixed_share)] if mixed_with else []
         )
+        choice["no_repeat_ngram_size"] = no_repeat_ngram_size
         with self._generating(max_new_tokens=max_tokens, **choice):
             generated = self.model.generate(  # type: ignore[operator]  # a mixin that nn.Module hides
                 **inputs, logits_processor=mixing

@@ -16,7 +16,17 @@ from amd_lightning.pipeline import Outcome
 
 MODELS = ("teacher", "student_start", "student")
 STAGE_OF = {"teacher": "teacher", "student_start": "student_start", "student": "distil"}
-PACKAGES = ("torch", "lightning", "transformers", "datasets", "hydra-core", "rouge-score", "wandb", "numpy")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "transformers",
+    "datasets",
+    "hydra-core",
+    "rouge-score",
+    "sacrebleu",
+    "wandb",
+    "numpy",
+)
 
 
 def assemble(outcome: Outcome, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +47,12 @@ def assemble(outcome: Outcome, description: Mapping[str, Any]) -> dict[str, Any]
     return {
         **models,
         **description,
+        "quality": outcome.quality,
+        "metric_signatures": outcome.signatures,
+        "evaluation_sets": {
+            name: {who: evaluations[who].metrics for who in MODELS}
+            for name, evaluations in outcome.sets.items()
+        },
         "validation": outcome.validation,
         "rows": outcome.rows,
         "cost": {
@@ -57,6 +73,10 @@ def write(folder: Path, results: Mapping[str, Any], outcome: Outcome) -> None:
         for who in MODELS:
             for row in outcome.evaluations[who].predictions:
                 file.write(json.dumps({"who": who, **row}, ensure_ascii=False) + "\n")
+            for name, evaluations in outcome.sets.items():
+                for row in evaluations[who].predictions:
+                    line = {"who": who, "evaluation_set": name, **row}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
     temporary = folder / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     temporary.rename(folder / "results.json")

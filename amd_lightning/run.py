@@ -145,7 +145,7 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
     from rich.console import Console
 
     from amd_lightning.analysis.figures import draw_curves, draw_models
-    from amd_lightning.analysis.tables import models_table
+    from amd_lightning.analysis.tables import models_table, sets_table
     from amd_lightning.build import build
     from amd_lightning.pipeline import Pipeline
     from amd_lightning.results import assemble, write
@@ -170,12 +170,15 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
     finish(outcome.loggers, results, predictions, figures)
     console = Console()
     console.print(models_table(results))
+    if results["evaluation_sets"]:
+        console.print(sets_table(results))
     console.print(
         f"Everything lies in {folder}: results.json, metrics.csv, predictions.jsonl, figures/, student/",
         markup=False,
         soft_wrap=True,
     )
-    return outcome.validation.get(config.evaluation.metric)
+    metric = config.evaluation.metric
+    return outcome.validation.get(outcome.quality if metric == "auto" else metric)
 
 
 def describe(config: RunConfig, command: str) -> dict[str, Any]:

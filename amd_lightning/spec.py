@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch.loggers import Logger
 
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.data.examples import Example, Limits, PromptTemplate
+from amd_lightning.data.examples import Example, Limits
 from amd_lightning.evaluation.decoding import Decoding
-from amd_lightning.evaluation.metrics import Checker
+from amd_lightning.evaluation.metrics import Scorer
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.training import StageSpec, TrainerSpec
@@ -27,14 +27,29 @@ class ModelSpec(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A data set: `load` gives the examples of "train", "valid" or "test"; `checker` is None where a
-    response has no right or wrong."""
+    """A data set.
+
+    Attributes:
+        name: of the task.
+        load: the examples of "train", "valid" or "test".
+        template: the name of its prompt template, "auto" for the one that suits the pair.
+        limits: of lengths.
+        scorers: what responses are scored by, by name; the first is the task's own, `quality`.
+        sets: names of further test sets, which `load_set` gives the examples of.
+    """
 
     name: str
     load: Callable[[str], list[Example]]
-    template: PromptTemplate
+    template: str
     limits: Limits
-    checker: Checker | None
+    scorers: Mapping[str, Scorer]
+    sets: tuple[str, ...]
+    load_set: Callable[[str], list[Example]]
+
+    @property
+    def quality(self) -> str:
+        """The metric that stands for a response's quality."""
+        return next(iter(self.scorers))
 
 
 class EvaluationSpec(NamedTuple):

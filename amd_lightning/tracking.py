@@ -209,6 +209,11 @@ def finish(
             run = logger.experiment
             for who in predictions:
                 run.summary.update({f"test/{who}/{key}": value for key, value in results[who].items()})
+            for name, levels in results["evaluation_sets"].items():
+                for who in levels:
+                    run.summary.update(
+                        {f"test/{name}/{who}/{key}": value for key, value in levels[who].items()}
+                    )
             run.summary.update({f"cost/seconds/{k}": v for k, v in results["cost"]["seconds"].items()})
             run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
             run.log({"test/responses": _response_table(predictions)})

@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "amd_lightning"
 
-DATA = "data.examples data.sources data.embedded data.tokenizer"
+DATA = "data.examples data.sources data.embedded data.tokenizer data.prompts data.loading"
 EVALUATION = "data.examples policies objectives types errors"
 MODULES = f"objectives critics policies rollouts types errors {DATA} evaluation"
 STAGES = f"{MODULES} data modules cache models tracking training"
@@ -33,9 +33,20 @@ LAYERS = {
     "rollouts": "policies types",
     "data.examples": "types errors",
     "data.sources": "data.examples errors",
-    "data.embedded": "",
+    "data.embedded": "errors",
+    "data.embedded_dolly": "data.embedded",
+    "data.embedded_iwslt": "data.embedded",
+    "data.embedded_strategyqa": "data.embedded",
     "data.tokenizer": "",
+    "data.prompts": "data.examples errors",
+    "data.loading": "data.examples data.sources errors",
     "data.samsum": f"{DATA} errors",
+    "data.dolly": f"{DATA} data.embedded_dolly errors",
+    "data.iwslt": f"{DATA} data.embedded_iwslt errors",
+    "data.strategyqa": f"{DATA} data.embedded_strategyqa errors",
+    "data.evaluation_sets": f"{DATA} errors",
+    "data.preview": f"{DATA}",
+    "data.__main__": "",  # runs show_data by its name
     "data.datamodule": "data types errors",
     "cache": "errors",
     "evaluation.metrics": EVALUATION,
@@ -67,15 +78,17 @@ LAYERS = {
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
     "spec": STAGES,
-    "pipeline": f"{STAGES} spec",
+    "text": f"{STAGES} spec",
+    "pipeline": f"{STAGES} spec text",
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config errors",
+    "show_data": f"{STAGES} spec text build cli config",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "run"}, "hydra": {"cli", "run"}}
+MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "run", "show_data"}, "hydra": {"cli", "run", "show_data"}}
 
 
 def module_names(package: Path) -> dict[str, Path]:

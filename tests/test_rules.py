@@ -61,7 +61,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("optim__student__learning_rate", INF, "optim.student.learning_rate=inf is not a finite number"),
     ("optim__critic__betas", [0.5, 1.0], "optim.critic.betas=1.0 must be less than 1.0"),
     ("evaluation__length_penalty", NAN, "evaluation.length_penalty=nan is not a finite number"),
-    ("data__task", "news", "data.task=news is not one of samsum"),
+    ("data__task", "news", "data.task=news is not one of samsum, dolly, iwslt, strategyqa"),
     ("data__train_rows", 0, "data.train_rows=0 must be at least 1"),
     ("seed", -1, "seed=-1 must be at least 0"),
 ]
@@ -140,6 +140,18 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"optim__student__betas": [0.9]}, "optim.student.betas=[0.9] must be two numbers"),
     ({"pair__student__path": "DIR"}, "pair.student.path is set but pair.teacher.path is not"),
+    (
+        {"data__task": "iwslt", "evaluation__metric": "sampled_rouge_l"},
+        "evaluation.metric=sampled_rouge_l is not measured for iwslt; use bleu or accuracy",
+    ),
+    (
+        {"data__evaluation_sets": ["vicuna"], "data__evaluation_path": "DIR"},
+        "data.evaluation_sets has no meaning for samsum",
+    ),
+    (
+        {"data__task": "dolly", "data__evaluation_sets": ["vicuna"]},
+        "data.evaluation_sets needs data.evaluation_path=DIR",
+    ),
     (
         {"data__source": "hub", "evaluation__metric": "accuracy"},
         "evaluation.metric=accuracy has no meaning",
@@ -275,6 +287,7 @@ IGNORED: list[tuple[dict[str, Any], str]] = [
     ({"logger__wandb__mode": "disabled"}, "logger.wandb.project"),
     ({"cache__enabled": False}, "cache.dir"),
     ({}, "evaluation.length_penalty"),
+    ({"data__evaluation_path": "DIR"}, "data.evaluation_path"),
 ]
 
 

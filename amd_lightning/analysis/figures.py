@@ -17,12 +17,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from amd_lightning.analysis.runs import (
     MODELS,
+    QUALITIES,
     Curve,
     Results,
     distance_name,
     heading,
     level,
     number,
+    quality,
     read_metrics,
     read_results,
     sampled_metric,
@@ -110,7 +112,8 @@ def curve_panels(results: Results, curves: Mapping[str, Curve]) -> list[CurvePan
         judged = Line("valid/sampled_accuracy", "sampled accuracy", BLUE)
         unit = "share of correct samples"
     else:
-        judged, unit = Line("valid/rouge_l", "ROUGE-L", BLUE), "0 to 100"
+        own = quality(results)
+        judged, unit = Line(f"valid/{own}", QUALITIES[own], BLUE), "0 to 100"
     return [
         CurvePanel(
             f"Training loss: {distance_name(results)}", nats + per, (Line("train/loss", "loss", BLACK),)
@@ -209,13 +212,16 @@ def models_figure(results: Results) -> Figure:
 
 def bar_panels(results: Results) -> list[BarPanel]:
     """What `models_figure` draws where there is data for it."""
-    sampled = sampled_metric(results)
+    own, sampled = quality(results), sampled_metric(results)
     if sampled == "sampled_accuracy":
         judged = BarPanel(sampled, "Sampled accuracy (↑)", "share of correct samples")
     else:
-        judged = BarPanel(sampled, "Sampled ROUGE-L (↑)", "0 to 100", decimals=1)
+        judged = BarPanel(sampled, f"Sampled {QUALITIES[own]} (↑)", "0 to 100", decimals=1)
+    best = BarPanel(own, f"{QUALITIES[own]} (↑)", "0 to 100", decimals=1)
+    if own == "accuracy":
+        best = BarPanel(own, "Accuracy (↑)", "share of correct responses")
     return [
-        BarPanel("rouge_l", "ROUGE-L (↑)", "0 to 100", decimals=1),
+        best,
         judged,
         BarPanel("tv_on", "2TV on (↓)", "mean over tokens, 0 to 2", factor=2.0, distance=True),
         BarPanel("kl_off", "KL off (↓)", "nats per token", distance=True),

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from amd_lightning.analysis.figures import BLACK, BLUE, SKY, VERMILLION
-from amd_lightning.analysis.runs import Results, distance_name, level
+from amd_lightning.analysis.runs import QUALITIES, Results, distance_name, level, quality
 from amd_lightning.errors import UserError
 
 COLUMNS = 3
@@ -92,7 +92,8 @@ def yardsticks(runs: Sequence[Results]) -> list[Yardstick]:
     """What `methods_figure` draws where there is data for it."""
     judged = Yardstick("Sampled accuracy (↑)", "share of correct samples", {"": "sampled_accuracy"}, True)
     if all(level(run, "student", "sampled_accuracy") is None for run in runs):
-        judged = Yardstick("Sampled ROUGE-L (↑)", "0 to 100", {"": "sampled_rouge_l"}, True)
+        own = quality(runs[0])
+        judged = Yardstick(f"Sampled {QUALITIES[own]} (↑)", "0 to 100", {"": f"sampled_{own}"}, True)
     return [
         Yardstick("Total variation (↓)", "mean over tokens, 0 to 1", {"off": "tv_off", "on": "tv_on"}),
         Yardstick(

@@ -106,9 +106,20 @@ def number(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
+QUALITIES = {"rouge_l": "ROUGE-L", "bleu": "BLEU", "accuracy": "accuracy"}
+"""A task's own metric of text -> what it is called."""
+
+
+def quality(results: Results) -> str:
+    """The task's own metric of text; older runs, which do not name it, are of a task with ROUGE-L."""
+    return str(results.get("quality", "rouge_l"))
+
+
 def sampled_metric(results: Results) -> str:
-    """What judges the student's samples: their accuracy, or their ROUGE-L where the task has no checker."""
-    return "sampled_rouge_l" if level(results, "student", "sampled_accuracy") is None else "sampled_accuracy"
+    """What judges the student's samples: their accuracy, or the task's own metric where it has no checker."""
+    if level(results, "student", "sampled_accuracy") is None:
+        return f"sampled_{quality(results)}"
+    return "sampled_accuracy"
 
 
 def distance_name(results: Results) -> str:

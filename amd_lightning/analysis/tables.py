@@ -6,13 +6,21 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from amd_lightning.analysis.runs import MODELS, Results, heading, level, number, sampled_metric
+from amd_lightning.analysis.runs import (
+    MODELS,
+    QUALITIES,
+    Results,
+    heading,
+    level,
+    number,
+    quality,
+    sampled_metric,
+)
 
 NONE = "–"
 
-# heading -> key of a model's map, factor, decimals
+# heading -> key of a model's map, factor, decimals; the task's own metric, of 0 to 100, comes first
 COLUMNS: dict[str, tuple[str, float, int]] = {
-    "ROUGE-L": ("rouge_l", 1.0, 1),
     "accuracy": ("accuracy", 1.0, 3),
     "sampled accuracy": ("sampled_accuracy", 1.0, 3),
     "2TV off": ("tv_off", 2.0, 3),
@@ -27,8 +35,9 @@ DISTANCES = (
 """To the teacher, so 0 for the teacher by definition; every other metric is better where it is higher."""
 
 LEGEND = (
-    "Test split. Accuracies 0 to 1, ROUGE-L 0 to 100, 2TV 0 to 2, KL and reverse KL in nats per token, to "
-    "the teacher; off: on stored responses, on: on the model's own. Seconds: of the model's training stage."
+    "Test split. Accuracies 0 to 1, ROUGE-L and BLEU 0 to 100, 2TV 0 to 2, KL and reverse KL in nats per "
+    "token, to the teacher; off: on stored responses, on: on the model's own. Seconds: of the model's "
+    "training stage."
 )
 
 
@@ -48,6 +57,29 @@ def models_table(results: Results) -> Table:
         table.add_column("\n".join(name.split(" ", 1)), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def sets_table(results: Results) -> Table:
+    """The three models on the further test sets: the task's own metric of the sampled responses, and of the
+    best response in brackets."""
+    own = quality(results)
+    sets = results["evaluation_sets"]
+    table = Table(
+        title=Text(f"{QUALITIES[own]} of sampled responses (of the best one) on further test sets"),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
+    table.add_column("")
+    for name in sets:
+        table.add_column(name, justify="right")
+    for who, words in MODELS.items():
+        cells = []
+        for levels in sets.values():
+            values = [levels[who].get(metric) for metric in (f"sampled_{own}", own)]
+            sampled, best = (NONE if value is None else number(value, 1) for value in values)
+            cells.append(Text(f"{sampled} ({best})"))
+        table.add_row(Text(words), *cells)
     return table
 
 
@@ -83,17 +115,23 @@ def gap_closed(results: Results, metric: str = "sampled_accuracy") -> float | No
 
 def _cells(results: Results) -> list[list[str]]:
     """The header and one row a model, as text."""
-    header = ["", *COLUMNS, "parameters", "seconds"]
+    columns = _columns(results)
+    header = ["", *columns, "parameters", "seconds"]
     rows = [
         [
             name,
-            *(_metric(results, who, *column) for column in COLUMNS.values()),
+            *(_metric(results, who, *column) for column in columns.values()),
             _count(level(results, who, "parameters")),
             _seconds(level(results, who, "seconds")),
         ]
         for who, name in MODELS.items()
     ]
     return [header, *rows]
+
+
+def _columns(results: Results) -> dict[str, tuple[str, float, int]]:
+    own = quality(results)
+    return COLUMNS if own == "accuracy" else {QUALITIES[own]: (own, 1.0, 1), **COLUMNS}
 
 
 def _metric(results: Results, who: str, metric: str, factor: float, decimals: int) -> str:
@@ -120,7 +158,8 @@ def _seconds(value: float | None) -> str:
 
 def _closed(results: Results) -> str:
     """How much of the distance to the teacher is gone, as a sentence."""
-    words = {"sampled_accuracy": "sampled accuracy", "sampled_rouge_l": "sampled ROUGE-L", "tv_on": "2TV on"}
+    words = {f"sampled_{metric}": f"sampled {name}" for metric, name in QUALITIES.items()}
+    words["tv_on"] = "2TV on"
     parts = []
     for metric in (sampled_metric(results), "tv_on"):
         share = gap_closed(results, metric)

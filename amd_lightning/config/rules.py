@@ -38,6 +38,14 @@ PARAMETER_OF = {
 
 ONLY_T5 = ("num_layers", "relative_attention_max_distance", "feed_forward_proj")
 """What a Llama's architecture has no use for."""
+TEXT_METRICS_OF = {
+    "samsum": ("rouge_l", "accuracy"),
+    "dolly": ("rouge_l", "accuracy"),
+    "iwslt": ("bleu", "accuracy"),
+    "strategyqa": ("accuracy", "rouge_l"),
+}
+"""What responses are scored by, the task's own first."""
+TEXT_METRICS = {metric for metrics in TEXT_METRICS_OF.values() for metric in metrics}
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -133,11 +141,20 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
     yield from _objective_problems(config)
     if config.evaluation.metric == "mmd_squared" and config.evaluation.samples < 2:
         yield "evaluation.metric=mmd_squared needs evaluation.samples of at least 2"
-    if config.evaluation.metric in ("accuracy", "sampled_accuracy") and data.source is not Source.embedded:
+    metric = config.evaluation.metric.removeprefix("sampled_")
+    checked = data.source is Source.embedded or data.task == "strategyqa"
+    if metric in TEXT_METRICS and metric not in TEXT_METRICS_OF[data.task]:
+        known = " or ".join(TEXT_METRICS_OF[data.task])
+        yield f"evaluation.metric={config.evaluation.metric} is not measured for {data.task}; use {known}"
+    elif metric == "accuracy" and not checked:
         yield (
             f"evaluation.metric={config.evaluation.metric} has no meaning for {data.task} with "
-            f"data.source={data.source}; use rouge_l"
+            f"data.source={data.source}; use {TEXT_METRICS_OF[data.task][0]}"
         )
+    if data.evaluation_sets and data.task != "dolly":
+        yield f"data.evaluation_sets has no meaning for {data.task}: they are instructions, as Dolly's"
+    if data.evaluation_sets and data.evaluation_path is None:
+        yield "data.evaluation_sets needs data.evaluation_path=DIR, the directory of their files"
 
 
 def _objective_problems(config: RunConfig) -> Iterator[str]:
@@ -245,6 +262,7 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     no_files, no_hub = data.source is not Source.files, data.source is not Source.hub
     yield no_files and data.path is not None, "data.path", source, "add data.source=files"
     yield no_hub and data.revision is not None, "data.revision", source
+    yield not data.evaluation_sets, "data.evaluation_path", "data.evaluation_sets=[]"
     for name, model, stage in (
         ("teacher", pair.teacher, "teacher"),
         ("student", pair.student, "student_start"),

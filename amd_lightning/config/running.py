@@ -52,6 +52,12 @@ class EvaluationConfig:
     length_penalty: float = knob(
         1.0, "exponent of the length that beam search divides a score by; above 0 favours long responses"
     )
+    no_repeat_ngram_size: int = knob(
+        0,
+        "n-grams of this size are written once in the responses whose text is scored (MiniLLM: 6); 0: no "
+        "such rule; distances are measured without it",
+        low=0,
+    )
     batch_size: int = knob(64, "prompts decoded together", low=1)
     samples: int = knob(
         4,
@@ -67,11 +73,14 @@ class EvaluationConfig:
         low=0,
     )
     metric: str = knob(
-        "rouge_l",
-        "what the run returns to a sweeper, measured on the validation split",
+        "auto",
+        "what the run returns to a sweeper, measured on the validation split; auto: the task's own",
         choices=(
+            "auto",
             "rouge_l",
             "sampled_rouge_l",
+            "bleu",
+            "sampled_bleu",
             "accuracy",
             "sampled_accuracy",
             "tv_off",

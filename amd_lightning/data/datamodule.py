@@ -57,14 +57,22 @@ class DistillationDataModule(L.LightningDataModule):
         updates: how many batches the loader gives.
         seed: of the order.
         pad_id: fills prompts and responses up to a common length.
+        start: the first update; a run that goes on sees the batches that it would have seen.
     """
 
     def __init__(
-        self, train: Sequence[TokenisedExample], *, batch_size: int, updates: int, seed: int, pad_id: int
+        self,
+        train: Sequence[TokenisedExample],
+        *,
+        batch_size: int,
+        updates: int,
+        seed: int,
+        pad_id: int,
+        start: int = 0,
     ) -> None:
         super().__init__()
         self.train = train
-        self.sampler = UpdateSampler(len(train), batch_size, updates, seed)
+        self.sampler = UpdateSampler(len(train), batch_size, updates, seed, start)
         self.pad_id = pad_id
 
     def train_dataloader(self) -> DataLoader[Rollout]:

@@ -9,11 +9,15 @@ Templates are data. In a line, fields in braces are filled from the scene's slot
 (small talk, drawn anew for each line).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Literal, NamedTuple
 
+from amd_lightning.errors import DataError
+
 Split = Literal["train", "valid", "test"]
+Checker = Callable[[str, Sequence[str]], bool]
+"""Whether a response is right, given the references."""
 
 NAMES = "Adam Alice Amanda Ben Carla Daniel Emma Frank Grace Jack Jerry Kate Leo Maria Paul Tina".split()
 
@@ -144,6 +148,9 @@ HELP = Scene(
 
 SCENES: dict[str, Scene] = {"meet": MEET, "bring": BRING, "ride": RIDE, "help": HELP}
 
+PATIENCE = 100_000
+"""Draws without a new row before a generator is called exhausted."""
+
 # Which tenths of the space of facts belong to a split: a summary of valid or test is never one of train's.
 SPLIT_TENTHS: dict[str, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "valid": (8,), "test": (9,)}
 
@@ -162,26 +169,62 @@ def samsum_rows(split: Split, n: int, seed: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: the split has no such name.
     """
+
+    def draw(rng: Random) -> dict[str, Any] | None:
+        scene, facts = _draw_facts(rng)
+        if not of_split(split, f"{scene}: {_agreed(facts)}"):
+            return None
+        return {"dialogue": _write_dialogue(rng, SCENES[scene], facts), "scene": scene, "facts": facts}
+
+    def finish(rng: Random, row: dict[str, Any]) -> dict[str, Any]:
+        scene, facts = row["scene"], row["facts"]
+        references = [wording.format(**facts) for wording, _ in SCENES[scene].references]
+        weights = [weight for _, weight in SCENES[scene].references]
+        summary = rng.choices(references, weights)[0]
+        return {"dialogue": row["dialogue"], "summary": summary, "references": references}
+
+    return distinct_rows(split, n, seed, "dialogue", draw, finish)
+
+
+def distinct_rows(
+    split: Split,
+    n: int,
+    seed: int,
+    column: str,
+    draw: Callable[[Random], dict[str, Any] | None],
+    finish: Callable[[Random, dict[str, Any]], dict[str, Any]] = lambda _, row: row,
+) -> list[dict[str, Any]]:
+    """``n`` rows that differ in ``column``, each with an id; the first of them whatever ``n``.
+
+    Args:
+        split, n, seed: see `samsum_rows`.
+        column: a row that repeats it is dropped.
+        draw: a row, or None where what was drawn belongs to another split.
+        finish: makes of a row that stays what is given back.
+
+    Raises:
+        ValueError: the split has no such name.
+        DataError: there are not so many different rows.
+    """
     if split not in SPLIT_TENTHS:
         raise ValueError(f"no split {split!r}; use one of {', '.join(SPLIT_TENTHS)}")
     rng = Random(f"{split}-{seed}")
-    rows: dict[str, dict[str, Any]] = {}  # by dialogue: a repeated dialogue is dropped
+    rows: dict[str, dict[str, Any]] = {}
+    misses = 0
     while len(rows) < n:
-        scene, facts = _draw_facts(rng)
-        if _tenth(scene, facts) not in SPLIT_TENTHS[split]:
-            continue
-        dialogue = _write_dialogue(rng, SCENES[scene], facts)
-        if dialogue in rows:
-            continue
-        references = [wording.format(**facts) for wording, _ in SCENES[scene].references]
-        weights = [weight for _, weight in SCENES[scene].references]
-        rows[dialogue] = {
-            "id": f"{split}-{seed}-{len(rows)}",
-            "dialogue": dialogue,
-            "summary": rng.choices(references, weights)[0],
-            "references": references,
-        }
+        row = draw(rng)
+        if row is not None and row[column] not in rows:
+            rows[row[column]] = {"id": f"{split}-{seed}-{len(rows)}", **finish(rng, row)}
+            misses = 0
+        misses += 1
+        if misses > PATIENCE:
+            raise DataError(f"there are no {n:,} different rows to generate: lower data.{split}_rows")
     return list(rows.values())
+
+
+def of_split(split: Split, facts: str) -> bool:
+    """Whether what a row turns on belongs to the split, the same in every process (unlike `hash`)."""
+    return Random(facts).randrange(10) in SPLIT_TENTHS[split]
 
 
 def is_correct(response: str, references: Sequence[str]) -> bool:
@@ -202,10 +245,8 @@ def _draw_facts(rng: Random) -> tuple[str, dict[str, str]]:
     return scene, facts
 
 
-def _tenth(scene: str, facts: dict[str, str]) -> int:
-    """The tenth (0..9) that the agreed facts fall into, the same in every process (unlike `hash`)."""
-    agreed = sorted(value for slot, value in facts.items() if not slot.startswith("not_"))
-    return Random(f"{scene}: {agreed}").randrange(10)
+def _agreed(facts: dict[str, str]) -> list[str]:
+    return sorted(value for slot, value in facts.items() if not slot.startswith("not_"))
 
 
 def _write_dialogue(rng: Random, scene: Scene, facts: dict[str, str]) -> str:

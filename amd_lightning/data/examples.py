@@ -1,7 +1,8 @@
 """Examples, prompt templates and tokenisation: from rows of text to a `Rollout`.
 
-What all tasks share. A task's file (`samsum.py`) turns its rows into `Example`s and names its template; here
-they become token ids within the configured limits, and nothing is cut or dropped without being counted.
+What all tasks share. A task's file (`samsum.py`) turns its rows into `Example`s, `prompts.py` chooses the
+template; here they become token ids within the configured limits, and nothing is cut or dropped without
+being counted.
 """
 
 import hashlib
@@ -32,13 +33,35 @@ class Example:
     """The gold response: the off-policy text of SFT."""
     references: tuple[str, ...]
     """Gold strings for evaluation only; more than one where several wordings are right."""
+    context: str = ""
+    """What the instruction is about; where there is one, a limit cuts it, and `prompt` stays whole."""
 
 
 class PromptTemplate(NamedTuple):
     """The text around the raw input: a T5 prefix, or the headed sections of an instruction prompt."""
 
-    before: str
-    after: str = ""
+    text: str
+    """With {prompt} where the raw input goes."""
+    with_context: str = ""
+    """The same for rows that have a context, with {prompt} and {context}."""
+    special_tokens: Literal["all", "no_end", "none"] = "all"
+    """Which of the tokenizer's special tokens are put around it: all; none at the end, as a response follows
+    at once (causal models); or none, as they are written in the text (chat templates)."""
+
+    def around(self, example: Example) -> tuple[str, str, str]:
+        """What stands before the text that may be cut, that text (context, else prompt), and what follows.
+
+        Raises ValueError for a row with a context where the template has no place for it.
+        """
+        template, place, raw = self.text, "{prompt}", example.prompt
+        if example.context:
+            template, place, raw = self.with_context, "{context}", example.context
+        if template.count(place) != 1:
+            raise ValueError(f"the template must have {place} once: {template!r}")
+        before, after = template.split(place)
+        if example.context:  # split before anything is filled in: an input may have braces of its own
+            before, after = (part.replace("{prompt}", example.prompt) for part in (before, after))
+        return before, raw, after
 
 
 class Limits(NamedTuple):
@@ -110,12 +133,23 @@ class LengthReport(NamedTuple):
             f"(prompt tokens: {self.prompt_lengths}; response tokens: {self.response_lengths})"
         )
 
+    def to_json(self) -> str:
+        """All of it, for `read_report`."""
+        return json.dumps(self)
+
+
+def read_report(stored: str) -> LengthReport:
+    """The report that `LengthReport.to_json` wrote."""
+    *counts, prompts, responses, limits = json.loads(stored)
+    return LengthReport(*counts, Percentiles(*prompts), Percentiles(*responses), Limits(*limits))
+
 
 def digest(examples: Sequence[Example]) -> str:
     """sha256 (hex) of the contents, order included: part of the keys of cached artifacts."""
     total = hashlib.sha256()
     for example in examples:
-        fields = [example.id, example.prompt, example.response, list(example.references)]
+        fields: list[Any] = [example.id, example.prompt, example.response, list(example.references)]
+        fields += [example.context] if example.context else []
         # ASCII escapes: one unambiguous byte string, also for a lone surrogate. JSON keeps the fields apart.
         total.update(json.dumps(fields).encode() + b"\n")
     return total.hexdigest()
@@ -127,17 +161,13 @@ def tokenise(
     template: PromptTemplate,
     limits: Limits,
     split: Split,
-    causal: bool = False,
 ) -> tuple[list[TokenisedExample], LengthReport]:
     """Token ids of all examples that the limits leave, in their order, and the report of what the limits did.
 
-    A prompt is truncated by shortening its raw *text* at the end, so the template and the special tokens stay
-    whole. Whatever `limits` say, test prompts are truncated, never dropped (fewer test rows would be another
-    score), and so are valid and test responses (their references are text; the ids only serve teacher-forced
-    distances).
-
-    causal: whether a response continues its prompt, which then does not end with the EOS that the tokenizer
-    puts after every text.
+    A prompt is truncated by shortening its raw *text* (its context, if it has one) at the end, so the
+    template and the special tokens stay whole. Whatever `limits` say, test prompts are truncated, never
+    dropped (fewer test rows would be another score), and so are valid and test responses (their references
+    are text; the ids only serve teacher-forced distances).
 
     Raises DataError when no row is left, or when the template alone fills the prompt; ModelError when the
     tokenizer has no EOS.
@@ -149,11 +179,7 @@ def tokenise(
     long_prompts = "truncate" if split == "test" else limits.long_prompts
     long_responses = limits.long_responses if split == "train" else "truncate"
 
-    # Asked of a text: where BOS and EOS are one token (OPT's), an empty one tells nothing.
-    ended = causal and _ids(tokenizer, ["a"])[0][-1] == tokenizer.eos_token_id
-    prompts = _ids(tokenizer, [template.before + example.prompt + template.after for example in examples])
-    if ended:
-        prompts = [ids[:-1] for ids in prompts]
+    prompts = _prompt_ids(tokenizer, template, ["".join(template.around(example)) for example in examples])
     responses = _ids(tokenizer, [example.response for example in examples], special=False)
     kept: list[TokenisedExample] = []
     dropped_prompts = truncated_prompts = dropped_responses = truncated_responses = 0
@@ -168,8 +194,7 @@ def tokenise(
             dropped_responses += 1
             continue
         if prompt_over:
-            prompt_ids = _shorten(example.prompt, tokenizer, template, limits.prompt_tokens + ended)
-            prompt_ids = prompt_ids[: len(prompt_ids) - ended]
+            prompt_ids = _shorten(example, tokenizer, template, limits.prompt_tokens)
             truncated_prompts += 1
         if response_over:
             response_ids = response_ids[: limits.response_tokens]
@@ -193,6 +218,15 @@ def tokenise(
             "data.max_response_tokens, or set data.long_prompts=truncate data.long_responses=truncate"
         )
     return kept, report
+
+
+def token_lengths(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, template: PromptTemplate
+) -> tuple[list[int], list[int]]:
+    """Tokens of every prompt and of every response before any cut, special ones included."""
+    prompts = _prompt_ids(tokenizer, template, ["".join(template.around(example)) for example in examples])
+    responses = _ids(tokenizer, [example.response for example in examples], special=False)
+    return [len(ids) for ids in prompts], [len(ids) + 1 for ids in responses]
 
 
 def collate(
@@ -244,26 +278,38 @@ def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], special: bool = T
     return ids
 
 
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerFast, template: PromptTemplate, texts: list[str]
+) -> list[list[int]]:
+    ids = _ids(tokenizer, texts, special=template.special_tokens != "none")
+    # What the tokenizer puts behind a text, not what a template ends with. Asked of a text: where BOS and EOS
+    # are one token (OPT's), an empty one tells nothing.
+    if template.special_tokens == "no_end" and _ids(tokenizer, ["a"])[0][-1] == tokenizer.eos_token_id:
+        ids = [row[:-1] for row in ids]
+    return ids
+
+
 def _shorten(
-    text: str, tokenizer: PreTrainedTokenizerFast, template: PromptTemplate, limit: int
+    example: Example, tokenizer: PreTrainedTokenizerFast, template: PromptTemplate, limit: int
 ) -> list[int]:
-    """Prompt ids, at most `limit`, for the longest beginning of `text` that fits into the template.
+    """Prompt ids, at most `limit`, for the longest beginning of the raw text that fits into the template.
 
     "Longest" up to a token or two: cutting the text can change how its last word splits, so the cut is
     checked by tokenising again and moved until the prompt fits.
     """
-    start = len(template.before)
+    before, text, after = template.around(example)
+    start = len(before)
     whole: Any = tokenizer(
-        template.before + text + template.after, return_offsets_mapping=True, truncation=False, verbose=False
+        before + text + after, return_offsets_mapping=True, truncation=False, verbose=False
     )
     # Character positions in `text` where one of its tokens ends; special tokens have the offsets (0, 0).
     ends = [end - start for _, end in whole["offset_mapping"] if start < end <= start + len(text)]
     keep = len(ends)
-    length = len(whole["input_ids"])
+    length = len(_prompt_ids(tokenizer, template, [before + text + after])[0])
     while True:
         keep -= max(1, length - limit)
         cut = text[: ends[keep - 1]].rstrip() if keep > 0 else ""
-        ids = _ids(tokenizer, [template.before + cut + template.after])[0]
+        ids = _prompt_ids(tokenizer, template, [before + cut + after])[0]
         length = len(ids)
         if length <= limit:
             break

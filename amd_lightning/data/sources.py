@@ -43,8 +43,10 @@ DOWNLOAD_SECONDS = 600.0
 """How long a whole download may take; meanwhile the hub is asked every PROBE_SECONDS if it is there."""
 
 
-def read_files(directory: str | Path, split: Split, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of the one file in `directory` called as in SPLIT_NAMES, with one of EXTENSIONS.
+def read_files(
+    directory: str | Path, split: Split, columns: Sequence[str], names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of the one file in `directory` called as in SPLIT_NAMES or `names`, with one of EXTENSIONS.
 
     CSV cells are text, empty ones "". Nothing is written next to the data, and nothing is read from a cache:
     a file that changed is read as it is now.
@@ -52,7 +54,12 @@ def read_files(directory: str | Path, split: Split, columns: Sequence[str]) -> l
     Raises DataError for a missing directory or file, two files for one split, an unreadable file, a missing
     column, or no rows.
     """
-    path = _find_file(Path(directory).expanduser(), split)
+    path = find_file(directory, split, names)
+    return read_file(path, columns)
+
+
+def read_file(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one file, as `read_files` reads them; raises what it raises."""
     with tempfile.TemporaryDirectory(prefix="amd_lightning_") as cache, _quiet():
         try:
             rows = _parse(path, cache)
@@ -67,9 +74,16 @@ def read_files(directory: str | Path, split: Split, columns: Sequence[str]) -> l
 
 
 def read_hub(
-    hub_id: str, split: Split, columns: Sequence[str], revision: str = "main", config: str | None = None
+    hub_id: str,
+    split: Split,
+    columns: Sequence[str],
+    revision: str = "main",
+    config: str | None = None,
+    folder: str | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of one split of a data set on the hub, or of its cached copy where the hub cannot be reached.
+
+    `folder` is the part of the repository that holds the data, where it has no card that says so.
 
     `revision` is a branch, tag or commit. Without the hub a branch or tag means the latest cached copy, and a
     warning names its commit, while a commit means exactly that commit. HF_ENDPOINT, HF_HOME, HF_TOKEN and
@@ -78,7 +92,7 @@ def read_hub(
     Raises HubUnreachableError within 20 s where the hub doesn't answer and there is no cached copy; DataError
     where it refuses (401, 403, 404), the files cannot be read, or the split or a column is missing.
     """
-    splits = _hub_splits(hub_id, config, revision)
+    splits = _hub_splits(hub_id, config, revision, folder)
     found = next((splits[alias] for alias in SPLIT_NAMES[split] if alias in splits), None)
     if found is None:
         raise DataError(f"data set {hub_id} has no {split} split: it has {', '.join(splits)}; {INSTEAD}")
@@ -102,8 +116,10 @@ def hub_reachable(endpoint: str | None = None, timeout: float = PROBE_SECONDS) -
     return bool(answer.status_code < 500)
 
 
-def _find_file(directory: Path, split: Split) -> Path:
-    wanted = [f"{name}{extension}" for name in SPLIT_NAMES[split] for extension in EXTENSIONS]
+def find_file(directory: str | Path, split: Split, names: Sequence[str] = ()) -> Path:
+    """The one file of a split, called as in SPLIT_NAMES or `names`; raises DataError for none or several."""
+    directory = Path(directory).expanduser()
+    wanted = [f"{name}{extension}" for name in (*SPLIT_NAMES[split], *names) for extension in EXTENSIONS]
     if not directory.is_dir():
         what = "is a file, not a directory" if directory.exists() else "does not exist"
         raise DataError(f"data.path={directory} {what}: give the directory that holds {wanted[0]}, or {DEMO}")
@@ -151,19 +167,19 @@ def _checked(rows: list[dict[str, Any]], columns: Sequence[str], where: str) -> 
 
 
 @lru_cache(maxsize=4)
-def _hub_splits(hub_id: str, config: str | None, revision: str) -> datasets.DatasetDict:
+def _hub_splits(hub_id: str, config: str | None, revision: str, folder: str | None) -> datasets.DatasetDict:
     """All splits, memory-mapped. Kept: a run's three splits are of one commit and cost one time-out."""
     try:
         commit = _commit(hub_id, revision)
     except ConnectionError as error:
         problem = f"the hub cannot be reached for data set {hub_id} ({error})"
-        cached = _cached(hub_id, config, revision)
+        cached = _cached(hub_id, config, revision, folder)
         if cached is None:
             missing = f"there is no cached copy of revision {revision}"
             raise HubUnreachableError(f"{problem}, and {missing}: {INSTEAD}") from error
         log.warning("%s: using the cached copy of commit %s", problem, _cached_commit(cached))
         return cached
-    return _download(hub_id, config, commit)
+    return _download(hub_id, config, commit, folder)
 
 
 def _commit(hub_id: str, revision: str) -> str:
@@ -197,9 +213,9 @@ def _commit(hub_id: str, revision: str) -> str:
         raise ConnectionError(f"{api.endpoint}: {_reason(error)}") from error
 
 
-def _download(hub_id: str, config: str | None, commit: str) -> datasets.DatasetDict:
+def _download(hub_id: str, config: str | None, commit: str, folder: str | None) -> datasets.DatasetDict:
     """All splits at `commit`, out of the cache where it has them; ends when the hub goes away meanwhile."""
-    loading = _start(lambda: datasets.load_dataset(hub_id, name=config, revision=commit))
+    loading = _start(lambda: datasets.load_dataset(hub_id, name=config, revision=commit, data_dir=folder))
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     unanswered = 0
     while not wait([loading], PROBE_SECONDS).done:
@@ -226,13 +242,15 @@ def _download(hub_id: str, config: str | None, commit: str) -> datasets.DatasetD
     return splits
 
 
-def _cached(hub_id: str, config: str | None, revision: str) -> datasets.DatasetDict | None:
+def _cached(
+    hub_id: str, config: str | None, revision: str, folder: str | None
+) -> datasets.DatasetDict | None:
     """The latest copy in the cache of `datasets`, or None; a `revision` that is a commit must be that one."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:
         with _quiet():
-            splits: datasets.DatasetDict = datasets.load_dataset(hub_id, name=config)
+            splits: datasets.DatasetDict = datasets.load_dataset(hub_id, name=config, data_dir=folder)
     except Exception:  # `datasets` has no one error for "not cached"
         return None
     finally:

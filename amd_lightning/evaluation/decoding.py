@@ -20,12 +20,14 @@ class Decoding:
         num_beams: beams of the best response; 1 is greedy.
         length_penalty: of beam search.
         batch_size: prompts decoded together.
+        no_repeat_ngram_size: no n-gram of this size is written twice, where text is to be scored; 0: no rule.
     """
 
     max_tokens: int
     num_beams: int = 1
     length_penalty: float = 1.0
     batch_size: int = 64
+    no_repeat_ngram_size: int = 0
 
 
 def respond_to_all(
@@ -35,11 +37,16 @@ def respond_to_all(
     *,
     pad_id: int,
     seed: int | None = None,
+    scored: bool = True,
 ) -> list[Rollout]:
     """One response to every prompt, in batches ordered by `batches`; drawn at temperature 1 with a seed,
     else the best that `decoding` finds.
 
     The caller's random stream is left as it was.
+
+    Args:
+        scored: whether the text is what counts; draws that stand for the policy itself, as states or in a
+            comparison of distributions, are made without `no_repeat_ngram_size`.
 
     Returns:
         Rollouts on the CPU, C = 1, marked on-policy, in the order of `batches(examples, …)`.
@@ -57,6 +64,7 @@ def respond_to_all(
                 sample=seed is not None,
                 num_beams=decoding.num_beams,
                 length_penalty=decoding.length_penalty,
+                no_repeat_ngram_size=decoding.no_repeat_ngram_size if scored else 0,
             )
             off_policy = torch.zeros(len(batch), 1, dtype=torch.bool, device=device)
             rollout = Rollout(prompt, response_ids.unsqueeze(1), mask.unsqueeze(1), off_policy)

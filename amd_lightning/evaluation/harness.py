@@ -1,6 +1,6 @@
 """One policy, held-out prompts, every metric: the same for teacher, student and baselines."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.distances import Comparison, compare
-from amd_lightning.evaluation.metrics import Checker, accuracy, rouge_l
+from amd_lightning.evaluation.metrics import Scorer
 from amd_lightning.evaluation.probe import NEITHER, ProbeStates, halves
 from amd_lightning.evaluation.sequences import sequence_gaps, worst_case
 from amd_lightning.policies import Policy
@@ -24,8 +24,10 @@ class Evaluation:
     """What was measured, and on which responses.
 
     Attributes:
-        metrics: rouge_l, sampled_rouge_l (0..100); accuracy, sampled_accuracy (0..1, None where the
-            task has no checker); response_tokens (mean length of the sampled responses);
+        metrics: the task's text metrics, such as rouge_l, bleu (0..100), accuracy (0..1), each of the best
+            response, and of the sampled ones as the mean over draws: sampled_rouge_l, sampled_bleu,
+            sampled_accuracy; None where the task has no such notion;
+            response_tokens (mean length of the sampled responses);
 
             to the teacher, off on the stored responses, on on the policy's own: tv_off, tv_on (0..1),
             kl_off, kl_on, rkl_off, rkl_on, js_off, js_on (nats a token), each also as the mean over
@@ -51,7 +53,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     *,
     decoding: Decoding,
-    checker: Checker | None,
+    scorers: Mapping[str, Scorer],
     samples: int,
     seed: int,
     teacher_samples: Sequence[Sequence[list[int]]] | None,
@@ -60,7 +62,7 @@ def evaluate(
 
     Args:
         examples: held-out rows.
-        checker: decides whether a response is correct; None where the task has no such notion.
+        scorers: text metrics by name.
         samples: responses drawn at temperature 1 for every prompt.
         seed: of these draws.
         teacher_samples: the teacher's draws at temperature 1, from another seed: the ids of one response
@@ -70,26 +72,24 @@ def evaluate(
     pad_id = tokenizer.pad_token_id
     order = list(batches(examples, decoding.batch_size))
 
-    def texts(rollouts: Sequence[Rollout]) -> list[str]:
-        ids = response_tokens(rollouts, order)
-        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
     def stored(responses: Sequence[list[int]]) -> list[Rollout]:
         rows = [example._replace(response_ids=ids) for example, ids in zip(examples, responses, strict=True)]
         return [collate([rows[row] for row in batch], pad_id) for batch in order]
 
-    best = texts(respond_to_all(policy, examples, decoding, pad_id=pad_id))
-    draws = [
-        respond_to_all(policy, examples, decoding, pad_id=pad_id, seed=seed + draw) for draw in range(samples)
-    ]
-    sampled = [texts(rollouts) for rollouts in draws]
+    best, written = _write(policy, examples, tokenizer, decoding, samples, seed)
+    sampled, draws = [texts for texts, _ in written], [rollouts for _, rollouts in written]
+    if decoding.no_repeat_ngram_size:  # those are not the policy's own draws
+        draws = [
+            respond_to_all(policy, examples, decoding, pad_id=pad_id, seed=seed + draw, scored=False)
+            for draw in range(samples)
+        ]
     off, on = stored([example.response_ids for example in examples]), _side_by_side(draws)
     theirs = None
     if teacher_samples is not None:
         theirs = _side_by_side([stored(responses) for responses in teacher_samples])
     tokens = sum(int(rollout.response_mask.sum()) for rollout in on)
     metrics: Metrics = {
-        **_text_metrics(best, sampled, examples, checker),
+        **_text_metrics(best, sampled, examples, scorers),
         "response_tokens": tokens / (samples * len(examples)),
         **_distances(policy, teacher, {"off": off, "on": on}, theirs, decoding.batch_size),
     }
@@ -97,22 +97,60 @@ def evaluate(
     return Evaluation(metrics, _rows(examples, {kind: [best], "sampled": sampled}))
 
 
+def evaluate_text(
+    policy: Policy,
+    examples: Sequence[TokenisedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    decoding: Decoding,
+    scorers: Mapping[str, Scorer],
+    samples: int,
+    seed: int,
+) -> Evaluation:
+    """The text metrics of `evaluate` alone, for further test sets."""
+    policy.eval()
+    best, draws = _write(policy, examples, tokenizer, decoding, samples, seed)
+    sampled = [texts for texts, _ in draws]
+    kind = "greedy" if decoding.num_beams == 1 else "beam"
+    return Evaluation(
+        _text_metrics(best, sampled, examples, scorers), _rows(examples, {kind: [best], "sampled": sampled})
+    )
+
+
+def _write(
+    policy: Policy,
+    examples: Sequence[TokenisedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: Decoding,
+    samples: int,
+    seed: int,
+) -> tuple[list[str], list[tuple[list[str], list[Rollout]]]]:
+    """The best response to every prompt, and each draw's with its rollouts."""
+    order = list(batches(examples, decoding.batch_size))
+
+    def respond(seed: int | None) -> tuple[list[str], list[Rollout]]:
+        rollouts = respond_to_all(policy, examples, decoding, pad_id=tokenizer.pad_token_id, seed=seed)
+        ids = response_tokens(rollouts, order)
+        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)], rollouts
+
+    return respond(None)[0], [respond(seed + draw) for draw in range(samples)]
+
+
 def _text_metrics(
     best: list[str],
     sampled: list[list[str]],
     examples: Sequence[TokenisedExample],
-    checker: Checker | None,
+    scorers: Mapping[str, Scorer],
 ) -> Metrics:
     """What a reader would say; `sampled` one list a draw."""
     golds = [example.example.references for example in examples]
-    all_golds = golds * len(sampled)
-    all_sampled = [text for draw in sampled for text in draw]
-    return {
-        "rouge_l": rouge_l(best, golds),
-        "sampled_rouge_l": rouge_l(all_sampled, all_golds),
-        "accuracy": accuracy(best, golds, checker) if checker else None,
-        "sampled_accuracy": accuracy(all_sampled, all_golds, checker) if checker else None,
-    }
+    found: Metrics = {}
+    for name, score in scorers.items():
+        of_draws = [score(draw, golds) for draw in sampled]
+        known = [value for value in of_draws if value is not None]
+        found[name] = score(best, golds)
+        found[f"sampled_{name}"] = sum(known) / len(known) if known else None
+    return found
 
 
 GAPS = ("exact_match", "exact_match_gap", "ngram_gap", "length_gap", "mmd_squared", "worst_case")

@@ -15,8 +15,8 @@ from amd_lightning.objectives.policy_gradient import advantages
 from amd_lightning.types import Rollout
 
 BASELINE_RESPONSES = 8
-"""From how many responses to a prompt on the kernel's scores get a baseline: with fewer, its own noise is more
-than it takes away (at two, up to fifty times; tests/exact/test_estimators.py has both sides)."""
+"""From how many responses to a prompt on the kernel's scores get a baseline: with fewer, its own noise is
+more than it takes away (at two, up to fifty times; tests/exact/test_estimators.py has both sides)."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ def kernel_costs(rollout: Rollout, kernel: SequenceKernel) -> Tensor:
     mask = rollout.response_mask[written].unflatten(0, shape)
     sizes = range(1, kernel.ngram + 1)
     gain = kernel_advantages if student >= BASELINE_RESPONSES else kernel_scores
-    gains = gain(
-        ngram_kernel(ids, mask, ids, mask, sizes), ngram_kernel(ids, mask, *rollout.samples, sizes)
-    )
+    gains = gain(ngram_kernel(ids, mask, ids, mask, sizes), ngram_kernel(ids, mask, *rollout.samples, sizes))
     costs = torch.zeros(rollout.off_policy.shape, dtype=gains.dtype, device=gains.device)
     costs[written] = -kernel.weight * gains.flatten()
     return costs.unsqueeze(-1).expand_as(rollout.response_mask)[rollout.response_mask]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from amd_lightning.analysis.tables import gap_closed, models_markdown, models_table
+from amd_lightning.analysis.runs import MODELS
+from amd_lightning.analysis.tables import gap_closed, models_markdown, models_table, sets_table
 
 
 def rendered(results: dict[str, Any], width: int) -> str:
@@ -130,3 +131,25 @@ def test_a_distance_closes_towards_zero(teacher: float | None) -> None:
     assert gap_closed(results, "tv_on") == pytest.approx(0.75)
     results["student_start"]["tv_on"] = 0.0
     assert gap_closed(results, "tv_on") is None
+
+
+def test_the_tasks_own_metric_comes_first(results: dict[str, Any]) -> None:
+    for who in MODELS:
+        results[who] |= {"bleu": 31.0, "sampled_bleu": 20.0}
+    assert "| ROUGE-L | accuracy |" in models_markdown(results)
+    assert "| BLEU | accuracy |" in models_markdown({**results, "quality": "bleu"})
+    own = models_markdown({**results, "quality": "accuracy"})
+    assert "|  | accuracy | sampled accuracy |" in own
+    unchecked = {**results, "quality": "bleu", "student": {**results["student"], "sampled_accuracy": None}}
+    assert "in sampled BLEU," in models_markdown(unchecked)
+
+
+def test_further_test_sets_have_a_table_of_their_own(results: dict[str, Any]) -> None:
+    levels = {who: {"sampled_rouge_l": 20.0 + place, "rouge_l": 25.0} for place, who in enumerate(MODELS)}
+    sets = {"vicuna": levels, "s_ni": {who: {"sampled_rouge_l": None} for who in MODELS}}
+    console = Console(width=100, file=StringIO(), color_system=None)
+    console.print(sets_table({**results, "evaluation_sets": sets}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "student after" in text
+    assert "22.0 (25.0)" in text
+    assert "– (–)" in text

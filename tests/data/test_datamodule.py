@@ -68,3 +68,17 @@ def test_a_batch_may_be_larger_than_the_data(rows: int) -> None:
     (batch,) = UpdateSampler(rows, 7, 1, 0)
     assert len(batch) == 7
     assert set(batch) == set(range(rows))
+
+
+def test_a_loader_resumes_at_the_exact_batch() -> None:
+    rows = tokenised(7)
+
+    def loader(start: int) -> list[list[list[int]]]:
+        data = DistillationDataModule(rows, batch_size=3, updates=9, seed=4, pad_id=PAD, start=start)
+        return [rollout.response_ids.tolist() for rollout in data.train_dataloader()]
+
+    whole = loader(0)
+    assert len(whole) == 9
+    for start in (1, 4, 8):
+        torch.manual_seed(start)
+        assert loader(start) == whole[start:]

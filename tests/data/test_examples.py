@@ -28,8 +28,10 @@ from amd_lightning.errors import DataError, ModelError
 
 WORDS = "ann ben carl meet cake tomorrow yesterday kitchen garden happily noon see you bring the at".split()
 CORPUS = [f"summarize: {a}: {b} {c}.\n{c}: {b}!" for a in WORDS for b in WORDS for c in WORDS[:4]]
-T5_TEMPLATE = PromptTemplate("summarize: ")
-HEADED = PromptTemplate("### Dialogue:\n", "\n\n### Summary:\n")
+T5_TEMPLATE = PromptTemplate("summarize: {prompt}")
+CAUSAL_TEMPLATE = T5_TEMPLATE._replace(special_tokens="no_end")
+BEFORE, AFTER = "### Dialogue:\n", "\n\n### Summary:\n"
+HEADED = PromptTemplate(BEFORE + "{prompt}" + AFTER)
 PAD, EOS, BOS = 0, 1, 3
 
 
@@ -119,21 +121,21 @@ class TestWholeRows:
 
     def test_a_causal_prompt_does_not_end_with_the_tokenizers_eos(self) -> None:
         ids = UNIGRAM("summarize: ann: cake")["input_ids"]
-        (row,), report = tokenise([SHORT], UNIGRAM, T5_TEMPLATE, limits(len(ids) - 1), "train", causal=True)
+        (row,), report = tokenise([SHORT], UNIGRAM, CAUSAL_TEMPLATE, limits(len(ids) - 1), "train")
         assert row.prompt_ids == ids[:-1]
         assert row.response_ids == UNIGRAM("see you")["input_ids"]
         assert report.prompt_lengths.longest == len(ids) - 1
         bounds = limits(20, long_prompts="truncate")
-        (cut,), _ = tokenise([LONG_PROMPT], UNIGRAM, T5_TEMPLATE, bounds, "train", causal=True)
+        (cut,), _ = tokenise([LONG_PROMPT], UNIGRAM, CAUSAL_TEMPLATE, bounds, "train")
         assert EOS not in cut.prompt_ids
         assert 18 <= len(cut.prompt_ids) <= 20
         (plain,), _ = tokenise([LONG_PROMPT], UNIGRAM, T5_TEMPLATE, bounds, "train")
         assert len(plain.prompt_ids) <= 20
 
     def test_a_causal_prompt_keeps_what_its_template_ends_with(self) -> None:
-        ended = PromptTemplate(HEADED.before, "</s>")
+        ended = PromptTemplate(HEADED.text.partition("{prompt}")[0] + "{prompt}</s>", special_tokens="no_end")
         for tokenizer in (UNIGRAM, BYTES):
-            (row,), _ = tokenise([SHORT], tokenizer, ended, limits(), "train", causal=True)
+            (row,), _ = tokenise([SHORT], tokenizer, ended, limits(), "train")
             assert row.prompt_ids[-1] == tokenizer.eos_token_id
             assert row.prompt_ids.count(tokenizer.eos_token_id) == 1
 
@@ -225,7 +227,7 @@ class TestTruncation:
     ) -> None:
         row = example(text, "see you")
         bounds = limits(bound, long_prompts="truncate")
-        room = len(tokenizer(HEADED.before + HEADED.after)["input_ids"])
+        room = len(tokenizer(BEFORE + AFTER)["input_ids"])
         try:
             (cut,), report = tokenise([row], tokenizer, HEADED, bounds, "test")
         except DataError:
@@ -238,11 +240,11 @@ class TestTruncation:
             return
         assert len(cut.prompt_ids) <= bound
         decoded = decode(tokenizer, cut.prompt_ids)
-        ends = decode(tokenizer, tokenizer(HEADED.before + HEADED.after)["input_ids"])
+        ends = decode(tokenizer, tokenizer(BEFORE + AFTER)["input_ids"])
         if tokenizer is BYTES:
-            assert decoded.startswith("<s>" + HEADED.before)
-            assert decoded.endswith(HEADED.after)
-            middle = decoded[len("<s>" + HEADED.before) : -len(HEADED.after)]
+            assert decoded.startswith("<s>" + BEFORE)
+            assert decoded.endswith(AFTER)
+            middle = decoded[len("<s>" + BEFORE) : -len(AFTER)]
             assert text.startswith(middle)
             assert (middle != text) == bool(report.truncated_prompts)
         else:
@@ -255,7 +257,7 @@ class TestTruncation:
             tokenise([LONG_PROMPT], BYTES, HEADED, limits(bound, long_prompts="truncate"), "train")
 
     def test_a_template_that_leaves_no_token_is_refused(self) -> None:
-        room = len(BYTES(HEADED.before + HEADED.after)["input_ids"])
+        room = len(BYTES(BEFORE + AFTER)["input_ids"])
         with pytest.raises(DataError, match=r"takes them all.*data\.max_prompt_tokens"):
             tokenise([LONG_PROMPT], BYTES, HEADED, limits(room, long_prompts="truncate"), "train")
 

@@ -11,6 +11,7 @@ import pytest
 from amd_lightning.data import samsum
 from amd_lightning.data.embedded import is_correct
 from amd_lightning.data.examples import Example, Split
+from amd_lightning.data.loading import EMBEDDED_ROWS
 from amd_lightning.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -105,6 +106,10 @@ class TestHub:
             return [{**row, "dialogue": row["dialogue"].replace("\n", "\r\n")} for row in ROWS]
 
         monkeypatch.setattr(samsum, "read_hub", read_hub)
+        with pytest.raises(DataError, match="has 2 rows in valid at revision main, not 818"):
+            samsum.load("valid", "hub")
+        asked.clear()
+        monkeypatch.setitem(samsum.HUB_ROWS, "valid", (2,))
         assert samsum.load("valid", "hub") == EXAMPLES
         assert samsum.load("valid", "hub", revision="abc", limit=1) == EXAMPLES[:1]
         columns = ("id", "dialogue", "summary")
@@ -124,7 +129,7 @@ class TestEmbedded:
 
     @pytest.mark.parametrize("split", ["train", "valid", "test"])
     def test_sizes_without_a_limit(self, split: Split) -> None:
-        assert len(samsum.load(split, "embedded")) == samsum.EMBEDDED_ROWS[split]
+        assert len(samsum.load(split, "embedded")) == EMBEDDED_ROWS[split]
 
     def test_the_response_is_one_of_the_references(self) -> None:
         for example in samsum.load("test", "embedded", limit=20):
@@ -132,13 +137,9 @@ class TestEmbedded:
             assert is_correct(example.response, example.references)
 
     def test_only_generated_rows_can_be_checked(self) -> None:
-        assert samsum.has_checker("embedded")
-        assert not samsum.has_checker("files")
-        assert not samsum.has_checker("hub")
-
-
-def test_the_template_is_t5s() -> None:
-    assert samsum.TEMPLATE.before + "Ann: hi" + samsum.TEMPLATE.after == "summarize: Ann: hi"
+        assert samsum.checker("embedded") is is_correct
+        assert samsum.checker("files") is None
+        assert samsum.checker("hub") is None
 
 
 @pytest.mark.data

@@ -11,17 +11,21 @@ from amd_lightning.data.samsum import to_example
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.distances import DISTANCES
-from amd_lightning.evaluation.harness import Evaluation, evaluate
+from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
+from amd_lightning.evaluation.metrics import bleu, scorers
 from amd_lightning.policies import Policy
 from tests.helpers import t5
 
 ROWS = [to_example(row) for row in samsum_rows("test", 7, 0)]
 TOKENIZER = train_tokenizer([example.prompt for example in ROWS], 280)
-EXAMPLES, _ = tokenise(ROWS, TOKENIZER, PromptTemplate(""), Limits(60, 8, "truncate", "truncate"), "test")
+EXAMPLES, _ = tokenise(
+    ROWS, TOKENIZER, PromptTemplate("{prompt}"), Limits(60, 8, "truncate", "truncate"), "test"
+)
 EXAMPLES = [  # prompts of very different lengths, so that decoding changes their order
     example._replace(prompt_ids=[*example.prompt_ids[: 5 + 8 * (row % 4)], 1])
     for row, example in enumerate(EXAMPLES)
 ]
+SCORERS = scorers(("rouge_l", "accuracy"), is_correct)
 DECODING = Decoding(max_tokens=6, batch_size=3)
 WHOLE = {"exact_match", "exact_match_gap", "ngram_gap", "length_gap", "mmd_squared", "worst_case"}
 PROBES = {"probe_off", "probe_on", "probe_train_off", "probe_train_on"}
@@ -40,7 +44,7 @@ def teacher_samples(teacher: Policy, samples: int, seed: int = 100) -> list[list
 
 
 def run(student: Policy, teacher: Policy, *, samples: int = 1, seed: int = 0, **options: Any) -> Evaluation:
-    arguments: dict[str, Any] = {"decoding": DECODING, "checker": is_correct, "teacher_samples": None}
+    arguments: dict[str, Any] = {"decoding": DECODING, "scorers": SCORERS, "teacher_samples": None}
     arguments |= options
     return evaluate(student, teacher, EXAMPLES, TOKENIZER, samples=samples, seed=seed, **arguments)
 
@@ -123,7 +127,7 @@ def test_beams_are_called_by_their_name() -> None:
 
 
 def test_without_a_checker_there_is_no_accuracy() -> None:
-    metrics = run(policy(1), policy(0), checker=None).metrics
+    metrics = run(policy(1), policy(0), scorers=scorers(("rouge_l", "accuracy"), None)).metrics
     assert metrics["accuracy"] is None
     assert metrics["sampled_accuracy"] is None
 
@@ -209,13 +213,47 @@ def test_one_prompt_has_no_second_half_for_the_probe() -> None:
         EXAMPLES[:1],
         TOKENIZER,
         decoding=DECODING,
-        checker=None,
+        scorers=scorers(("rouge_l", "accuracy"), None),
         samples=2,
         seed=0,
         teacher_samples=[draw[:1] for draw in teacher_samples(teacher, 2)],
     ).metrics
     assert {found[name] for name in PROBES} == {None}
     assert found["mmd_squared"] is not None
+
+
+def test_text_alone_is_scored_as_in_the_whole() -> None:
+    student, teacher = policy(1), policy(0)
+    whole = run(student, teacher, samples=2)
+    text = evaluate_text(student, EXAMPLES, TOKENIZER, decoding=DECODING, scorers=SCORERS, samples=2, seed=0)
+    assert text.predictions == whole.predictions
+    assert set(text.metrics) == {"rouge_l", "sampled_rouge_l", "accuracy", "sampled_accuracy"}
+    assert text.metrics == {name: whole.metrics[name] for name in text.metrics}
+
+
+def test_a_score_of_samples_is_the_mean_over_draws() -> None:
+    """A corpus score is not the mean over responses, so draws are not thrown together."""
+    found = run(policy(1), policy(0), samples=3, scorers=scorers(("bleu",), None))
+    draws = [row["response"] for row in found.predictions[7:]]
+    golds = [example.example.references for example in EXAMPLES]
+    each = [bleu(draws[start : start + 7], golds) for start in (0, 7, 14)]
+    assert found.metrics["sampled_bleu"] == pytest.approx(sum(each) / 3)
+
+
+def test_a_rule_of_decoding_changes_the_text_and_not_the_distances() -> None:
+    student, teacher = policy(1, sharpness=8.0), policy(0)
+    plain, ruled = (
+        run(student, teacher, samples=2, decoding=Decoding(12, batch_size=3, no_repeat_ngram_size=size))
+        for size in (0, 1)
+    )
+    repeats = [
+        len(words) - len(set(words)) for words in (row["response"].split() for row in plain.predictions)
+    ]
+    assert sum(repeats) > 0
+    assert [row["response"] for row in ruled.predictions] != [row["response"] for row in plain.predictions]
+    assert {name: ruled.metrics[name] for name in ("tv_on", "kl_on", "tv_off")} == {
+        name: plain.metrics[name] for name in ("tv_on", "kl_on", "tv_off")
+    }
 
 
 def test_dropout_is_off() -> None:

@@ -277,7 +277,8 @@ def test_scores_have_a_baseline_where_it_takes_noise_away(count: int) -> None:
     states = states._replace(samples=Responses(samples, torch.ones_like(samples, dtype=torch.bool)))
     everything = torch.ones_like(own, dtype=torch.bool)
     kernels = [
-        ngram_kernel(own, everything, *other, range(1, 3)) for other in ((own, everything), states.samples)
+        ngram_kernel(own, everything, other, torch.ones_like(other, dtype=torch.bool), range(1, 3))
+        for other in (own, samples)
     ]
     rule = kernel_scores if count < BASELINE_RESPONSES else kernel_advantages
     found = kernel_costs(states, SequenceKernel(1.0)).unflatten(0, (2, count, 3))
