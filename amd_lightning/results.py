@@ -39,6 +39,7 @@ def assemble(outcome: Outcome, description: Mapping[str, Any]) -> dict[str, Any]
         **description,
         "validation": outcome.validation,
         "rows": outcome.rows,
+        **({"teacher_top_k": outcome.truncation} if outcome.truncation else {}),
         "cost": {
             "seconds": outcome.seconds,
             "cached": outcome.cached,

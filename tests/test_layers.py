@@ -14,8 +14,8 @@ PACKAGE = REPOSITORY / "amd_lightning"
 
 DATA = "data.examples data.sources data.embedded data.tokenizer"
 EVALUATION = "data.examples policies objectives types errors"
-MODULES = f"objectives critics policies rollouts types errors {DATA} evaluation"
-STAGES = f"{MODULES} data modules cache models tracking training"
+MODULES = f"objectives critics policies rollouts replay types errors {DATA} evaluation"
+STAGES = f"{MODULES} data modules cache models teacher_cache tracking training"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
@@ -27,9 +27,11 @@ LAYERS = {
     "objectives.policy_gradient": "objectives.moments",
     "objectives.kernels": "",
     "objectives.chunked": "",
+    "objectives.coarse": "",
     "critics": "types objectives.moments objectives.support",
     "policies": "types errors",
     "rollouts": "policies types",
+    "replay": "rollouts policies types",
     "data.examples": "types errors",
     "data.sources": "data.examples errors",
     "data.embedded": "",
@@ -46,11 +48,17 @@ LAYERS = {
     "modules.optim": MODULES,
     "modules.diagnostics": MODULES,
     "modules.horizon": "types objectives",
-    "modules.base": f"{MODULES} modules.optim modules.diagnostics modules.horizon",
+    "modules.adaptive": "",
+    "modules.states": "modules.adaptive policies replay rollouts types",
+    "modules.stored_teacher": "policies types",
+    "modules.likelihood": "objectives.divergences types",
+    "modules.base": f"{MODULES} modules.optim modules.diagnostics modules.horizon modules.adaptive "
+    "modules.states modules.stored_teacher modules.likelihood",
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
     "initialisation": "",
     "models": f"{DATA} policies initialisation cache errors",
+    "teacher_cache": "data.examples objectives policies types",
     "tracking": "modules types errors",
     "training": "data modules tracking types errors",
     "config.choices": "",

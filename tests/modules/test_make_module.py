@@ -165,9 +165,9 @@ def test_a_horizon_and_a_kernel_are_left_out_where_they_would_do_nothing() -> No
 
 def test_the_students_responses() -> None:
     values = {"rollout__temperature": 0.7, "rollout__responses": 3, "data__max_response_tokens": 9}
-    assert made(**values).sampler == HfSampler(9, 0.7, 3, None, 0.0)
+    assert made(**values).states.sampler == HfSampler(9, 0.7, 3, None, 0.0)
     mixed = made(**values, rollout__teacher_share=0.2)
-    assert mixed.sampler == HfSampler(9, 0.7, 3, TEACHER, 0.2)
+    assert mixed.states.sampler == HfSampler(9, 0.7, 3, TEACHER, 0.2)
     assert mixed.teacher_share == 0.2
 
 
@@ -183,7 +183,8 @@ def test_what_every_method_is_told(distance: str) -> None:
         trainer__log_every=4,
     )
     assert some.temperatures == (2.0, 0.5)
-    assert (some.beta, some.normalise, some.chunk_tokens, some.log_every) == (0.2, "sequence", 11, 4)
+    assert (some.states.beta, some.states.normalise) == (0.2, "sequence")
+    assert (some.chunk_tokens, some.log_every) == (11, 4)
     assert made(objective__distance=distance).chunk_tokens is None
 
 
@@ -192,7 +193,7 @@ def test_fine_tuning_is_likelihood_at_temperature_1_whatever_the_distillation() 
     config = demo(objective__student_temperature=3.0, objective__horizon__gamma=1.0, rollout__responses=4)
     some = make_fine_tuning(config, STUDENT, stage)
     assert isinstance(some, DivergenceModule)
-    assert (some.distance, some.beta, some.temperatures) == ("nll", 1.0, (1.0, 1.0))
+    assert (some.distance, some.states.beta, some.temperatures) == ("nll", 1.0, (1.0, 1.0))
     assert some.teacher is None
     assert some.horizon is None
 
