@@ -14,6 +14,7 @@ from amd_lightning.config.choices import Actions, CriticKind, Distance, Features
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
 from amd_lightning.config.pair import ModelConfig
+from amd_lightning.config.rules import uses_off_policy
 from amd_lightning.config.running import OptimiserConfig, StageConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.critics import (
@@ -69,7 +70,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
         distillation=_stage(config.optim.student),
         make_module=partial(make_module, config),
         make_fine_tuning=partial(make_fine_tuning, config),
-        teacher_writes=config.rollout.off_policy is Writer.teacher and _uses_off_policy(config.objective),
+        teacher_writes=config.rollout.off_policy is Writer.teacher and uses_off_policy(config.objective),
         top_k=_top_k(config),
         kernel_samples=kernel.teacher_samples if kernel.weight and config.objective.beta < 1.0 else 0,
         evaluation=EvaluationSpec(
@@ -272,13 +273,9 @@ def _sequence_kernel(objective: ObjectiveConfig) -> SequenceKernel | None:
     return SequenceKernel(objective.kernel.weight, objective.kernel.ngram)
 
 
-def _uses_off_policy(objective: ObjectiveConfig) -> bool:
-    return objective.beta > 0.0 or objective.adaptive_beta.step > 0.0
-
-
 def _top_k(config: RunConfig) -> TopKSpec | None:
     k = config.rollout.teacher_top_k
-    if k is None or not _uses_off_policy(config.objective):
+    if k is None or not uses_off_policy(config.objective):
         return None
     return TopKSpec(k, config.objective.teacher_temperature)
 

@@ -66,7 +66,7 @@ def with_teacher(
     folder = artifact("truncation", {**inputs, "student_start": keys["student_start"]}, measure)
     error: dict[str, float] = json.loads((folder / "truncation.json").read_text())
     log.info(
-        "the teacher's top %d leave %.2g of its mass (%.2g at most); they miss %.2g of kl's %.3g nats a token",
+        "the teacher's top %d leave %.2g of its mass (%.2g at most) and miss %.2g of kl's %.3g nats a token",
         *(k, error["mass_mean"], error["mass_max"], error["kl_lost"], error["kl"]),
     )
     return rows, error

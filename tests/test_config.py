@@ -159,6 +159,18 @@ def test_sequence_level_distillation_learns_from_the_teachers_responses() -> Non
     assert composed("objective=seqkd", "rollout=fresh").rollout.off_policy is choices.Writer.data
 
 
+@pytest.mark.parametrize("objective", ["minillm", "distillm", "gkd_trl", "imitkd_distillm", "seqkd_minillm"])
+def test_a_methods_rollouts_may_be_chosen_anew(objective: str) -> None:
+    own, fresh = composed(f"objective={objective}"), composed(f"objective={objective}", "rollout=fresh")
+    assert own.objective == fresh.objective
+    assert own.rollout != fresh.rollout == composed("rollout=fresh").rollout
+
+
+def test_a_methods_critic_may_be_chosen_anew() -> None:
+    assert composed("objective=amm_closed_form").critic == composed("critic=closed_form").critic
+    assert composed("objective=amm_closed_form", "critic=learned").critic == composed("critic=learned").critic
+
+
 def test_what_the_command_line_chooses_beats_scale_and_experiment() -> None:
     config = composed("+experiment=samsum", "objective=kd", "scale=paper", "pair=t5_demo")
     assert (str(config.objective.distance), config.pair.name) == ("kl", "t5_demo")
@@ -188,13 +200,17 @@ def test_every_kind_of_critic_has_a_file_and_is_what_it_names(kind: str) -> None
         assert config.critic[name] == plain[name], name
 
 
-NO_CRITIC = [name for name in options("objective") if name != "amm"]
+NO_CRITIC = [
+    name
+    for name in options("objective")
+    if composed(f"objective={name}").objective.distance != "moment_matching"
+]
 # No rule ties a pair to an objective or a critic, so the two products stand for the whole one.
 COMBINATIONS: list[tuple[str, ...]] = [
     *(
         (f"+experiment={experiment}", f"scale={scale}", f"objective={objective}", f"critic={critic}")
         for experiment, scale, objective, critic in itertools.product(
-            options("experiment"), options("scale"), ["amm"], options("critic")
+            options("experiment"), options("scale"), ["amm", "amm_closed_form"], options("critic")
         )
     ),
     *(

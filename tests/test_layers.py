@@ -78,11 +78,13 @@ LAYERS = {
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config errors",
+    "presets": "config cli",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "run"}, "hydra": {"cli", "run"}}
+COMPOSING = {"cli", "run", "presets"}
+MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build"}, "hydra": COMPOSING}
 
 
 def module_names(package: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from amd_lightning.config.choices import (
     WandbMode,
     Writer,
 )
+from amd_lightning.config.method import ObjectiveConfig
 from amd_lightning.config.schema import RunConfig
 
 LEARNING = (CriticKind.residual, CriticKind.learned, CriticKind.linear, CriticKind.tanh)
@@ -34,6 +35,11 @@ PARAMETER_OF = {
     "ab_beta": (Distance.alpha_beta,),
 }
 """Which distances a knob of `objective` belongs to."""
+
+
+def uses_off_policy(objective: ObjectiveConfig) -> bool:
+    """Whether any update trains on states of the data or the teacher."""
+    return objective.beta > 0.0 or objective.adaptive_beta.step > 0.0
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -186,7 +192,7 @@ def _rollout_problems(config: RunConfig) -> Iterator[str]:
             yield "objective.sft_weight needs off-policy responses: set objective.beta above 0"
         if objective.distance is Distance.nll:
             yield "objective.sft_weight has no meaning for nll, which is that likelihood already"
-    if rollout.teacher_top_k is not None and (beta > 0.0 or objective.adaptive_beta.step > 0.0):
+    if rollout.teacher_top_k is not None and uses_off_policy(objective):
         if objective.distance is Distance.nll:
             yield "rollout.teacher_top_k has no meaning for nll, which asks no teacher at off-policy states"
         kind = config.critic.kind
@@ -242,7 +248,7 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         other = config.critic.actions not in actions
         yield other, f"critic.{key}", f"critic.actions={config.critic.actions}"
     yield (
-        objective.beta == 1.0 or (objective.beta == 0.0 and objective.adaptive_beta.step == 0.0),
+        objective.beta == 1.0 or not uses_off_policy(objective),
         "critic.shared",
         (f"objective.beta={objective.beta:g}, where one critic sees everything"),
     )
@@ -266,7 +272,7 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     adaptive = objective.adaptive_beta
     yield adaptive.step == 0.0, "objective.adaptive_beta.tolerance", "objective.adaptive_beta.step=0"
     no_off_policy = "objective.beta=0, which uses no off-policy states"
-    without = objective.beta == 0.0 and adaptive.step == 0.0
+    without = not uses_off_policy(objective)
     for key in ("off_policy", "teacher_top_k"):
         yield without, f"rollout.{key}", no_off_policy
     teacher_writes = config.rollout.off_policy is Writer.teacher
