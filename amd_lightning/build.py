@@ -120,7 +120,7 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
         "horizon": _horizon(objective),
         "kernel": _sequence_kernel(objective),
         "teacher_share": rollout.teacher_share,
-        "replay": _replay(config, student),
+        "replay": _replay(config),
         "adaptive": _adaptive(objective),
         "sft_weight": objective.sft_weight,
         "chunk_tokens": config.trainer.chunk_tokens,
@@ -280,12 +280,12 @@ def _top_k(config: RunConfig) -> TopKSpec | None:
     return TopKSpec(k, config.objective.teacher_temperature)
 
 
-def _replay(config: RunConfig, student: Policy) -> Replay | None:
-    replay, left_padded = config.rollout.replay, not student.model.config.is_encoder_decoder
+def _replay(config: RunConfig) -> Replay | None:
+    replay = config.rollout.replay
     if config.objective.beta == 1.0:
         return None
     if config.rollout.reuse > 1:
-        return Reuse(config.rollout.reuse, left_padded=left_padded)
+        return Reuse(config.rollout.reuse)
     if replay.capacity == 0:
         return None
     return ReplayBuffer(
@@ -293,7 +293,6 @@ def _replay(config: RunConfig, student: Policy) -> Replay | None:
         refresh=replay.refresh,
         decay=replay.decay,
         shuffle=replay.shuffle,
-        left_padded=left_padded,
         seed=seed_for("replay", config.seed),
     )
 

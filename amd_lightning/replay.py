@@ -25,9 +25,6 @@ from amd_lightning.types import PromptBatch, Rollout
 class Replay(Protocol):
     """Where the student's states of an update come from; part of what a checkpoint holds."""
 
-    left_padded: bool
-    """The side of the prompts' padding."""
-
     def states(
         self, sampler: Sampler, student: Policy, prompt: PromptBatch, update: int, updates: int
     ) -> Rollout:
@@ -69,7 +66,6 @@ class ReplayBuffer:
         refresh: the probability that an update writes, once the buffer is full.
         decay: `refresh` falls linearly to 0 over the run.
         shuffle: an update that writes trains on a draw from the buffer as well, after it has added to it.
-        left_padded: the side of the prompts' padding.
         seed: of the decisions and draws.
     """
 
@@ -80,7 +76,6 @@ class ReplayBuffer:
         refresh: float = 1.0,
         decay: bool = False,
         shuffle: bool = False,
-        left_padded: bool = False,
         seed: int = 0,
     ) -> None:
         self.rows: deque[Row] = deque(maxlen=capacity)
@@ -88,7 +83,6 @@ class ReplayBuffer:
         self.refresh = refresh
         self.decay = decay
         self.shuffle = shuffle
-        self.left_padded = left_padded
         self.generator = torch.Generator().manual_seed(seed)
         self.writings = 0
         self.age = 0.0
@@ -110,7 +104,7 @@ class ReplayBuffer:
         chosen = torch.randperm(len(self.rows), generator=self.generator)[:count].tolist()
         rows = [self.rows[place] for place in chosen]
         self.age = sum(update - row.written for row in rows) / len(rows)
-        return padded(rows, self.left_padded).to(device)
+        return padded(rows).to(device)
 
     def metrics(self) -> dict[str, float]:
         """See `Replay`."""
@@ -142,12 +136,10 @@ class Reuse:
 
     Args:
         times: updates a writing, at least 1.
-        left_padded: the side of the prompts' padding.
     """
 
-    def __init__(self, times: int, *, left_padded: bool = False) -> None:
+    def __init__(self, times: int) -> None:
         self.times = times
-        self.left_padded = left_padded
         self.rows: list[Row] = []
         self.served = 0
         self.writings = 0
@@ -160,7 +152,7 @@ class Reuse:
         if self.rows and self.served < self.times:
             self.served += 1
             self.age = float(update - self.rows[0].written)
-            return padded(self.rows, self.left_padded).to(prompt.input_ids.device)
+            return padded(self.rows).to(prompt.input_ids.device)
         written = sampler(student, prompt)
         self.rows = unpadded(written, update)
         self.served, self.age = 1, 0.0
@@ -197,10 +189,10 @@ def unpadded(rollout: Rollout, written: int) -> list[Row]:
     ]
 
 
-def padded(rows: list[Row], left_padded: bool) -> Rollout:
-    """The rollout of some rows, on-policy, padded anew (with id 0: nothing reads padding)."""
-    prompt, prompt_mask = _filled([row.prompt for row in rows], left_padded)
-    ids, mask = _filled([response for row in rows for response in row.responses], left_padded=False)
+def padded(rows: list[Row]) -> Rollout:
+    """The rollout of some rows, on-policy, padded anew on the right (with id 0: nothing reads padding)."""
+    prompt, prompt_mask = _filled([row.prompt for row in rows])
+    ids, mask = _filled([response for row in rows for response in row.responses])
     shape = (len(rows), -1)
     off_policy = torch.zeros(len(rows), len(rows[0].responses), dtype=torch.bool)
     return Rollout(
@@ -211,12 +203,11 @@ def padded(rows: list[Row], left_padded: bool) -> Rollout:
     )
 
 
-def _filled(rows: list[Tensor], left_padded: bool) -> tuple[Tensor, Tensor]:
+def _filled(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for place, row in enumerate(rows):
-        columns = slice(width - len(row), width) if left_padded else slice(0, len(row))
-        ids[place, columns] = row
-        mask[place, columns] = True
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = True
     return ids, mask

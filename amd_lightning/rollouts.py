@@ -50,24 +50,16 @@ class HfSampler:
         return Rollout(prompt, response_ids.unflatten(0, shape), mask.unflatten(0, shape), off_policy)
 
 
-def collect(
-    stored: Rollout,
-    student: Policy,
-    sampler: Sampler,
-    beta: float,
-    normalise: str,
-    *,
-    left_padded: bool = False,
-) -> Batch:
+def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, normalise: str) -> Batch:
     """The batch of one update: stored states (β > 0) beside the student's own (β < 1), weighed.
 
     Nothing is generated at β = 1, and stored responses are left out at β = 0.
 
     Args:
         stored: prompts with the responses of the data or the teacher, C = 1.
+        sampler: may answer other prompts, as many (replay): these then stand behind the stored ones.
         beta: the weight of off-policy states, J = β·off + (1 − β)·on.
         normalise: see `token_weights`.
-        left_padded: the side of the prompts' padding, for a sampler that answers other prompts (replay).
     """
     parts = []
     if beta > 0.0:
@@ -77,7 +69,7 @@ def collect(
     if _same_prompts(stored, parts[-1]):
         rollout = join_responses(parts)._replace(samples=stored.samples)  # the sampler knows of none
     else:
-        rollout = stack_prompts(stored, parts[-1], left_padded) if len(parts) == 2 else parts[0]
+        rollout = stack_prompts(stored, parts[-1]) if len(parts) == 2 else parts[0]
     return Batch(rollout, token_weights(rollout, beta, normalise))
 
 

@@ -146,10 +146,10 @@ def join_responses(rollouts: Sequence[Rollout]) -> Rollout:
     )
 
 
-def stack_prompts(first: Rollout, second: Rollout, left_padded: bool) -> Rollout:
+def stack_prompts(first: Rollout, second: Rollout) -> Rollout:
     """One rollout from two to different prompts: one behind the other, B = B_1 + B_2.
 
-    Prompts are padded on their side; a row with fewer responses than the other rollout's gets empty ones,
+    A row with fewer responses than the other rollout's gets empty ones,
     marked off-policy, whose masks are False throughout. Samples are left out.
     """
     width, (columns, length) = (
@@ -158,8 +158,7 @@ def stack_prompts(first: Rollout, second: Rollout, left_padded: bool) -> Rollout
     )
 
     def prompts(tensor: Tensor) -> Tensor:
-        missing = width - tensor.shape[-1]
-        return pad(tensor, (missing, 0) if left_padded else (0, missing))
+        return pad(tensor, (0, width - tensor.shape[-1]))
 
     def responses(tensor: Tensor) -> Tensor:
         return pad(tensor, (0, length - tensor.shape[-1], 0, columns - tensor.shape[1]))

@@ -90,15 +90,14 @@ def steps(
 def test_a_response_stays_with_its_prompt(
     seed: int, capacity: int, refresh: float, responses: int, shuffle: bool, left_padded: bool
 ) -> None:
-    buffer = ReplayBuffer(capacity, refresh=refresh, shuffle=shuffle, left_padded=left_padded, seed=seed)
+    """On whichever side its padding was."""
+    buffer = ReplayBuffer(capacity, refresh=refresh, shuffle=shuffle, seed=seed)
     for given_ in steps(buffer, Echo(responses), 8, seed=seed, left_padded=left_padded):
         assert given_.response_ids.shape[:2] == (3, responses)
         assert_own(given_)
-        side = given_.prompt.attention_mask[:, -1 if left_padded else 0]
-        assert bool(side.all())
     for row in buffer.rows:
         assert all(torch.equal(a, b) for a, b in zip(row.responses, answers(row.prompt), strict=False))
-    again = Reuse(3, left_padded=left_padded)
+    again = Reuse(3)
     for given_ in steps(again, Echo(responses), 5, seed=seed, left_padded=left_padded):
         assert_own(given_)
 
@@ -168,36 +167,32 @@ def test_one_writing_serves_as_many_updates_as_asked_for() -> None:
 STORED = rollout([3, 5, 2], [[4], [1], [3]], [[True]] * 3)
 
 
-def replayed(beta: float, responses: int = 1, left_padded: bool = False) -> Batch:
+def replayed(beta: float, responses: int = 1) -> Batch:
     """An update's batch whose student-written half has other, longer prompts."""
-    buffer = ReplayBuffer(3, refresh=0.0, left_padded=left_padded)
-    earlier = prompts([4, 8, 1], seed=5)
-    buffer.states(Echo(responses), STUDENT, left(earlier) if left_padded else earlier, 0, 9)
+    buffer = ReplayBuffer(3, refresh=0.0)
+    buffer.states(Echo(responses), STUDENT, prompts([4, 8, 1], seed=5), 0, 9)
 
     def sampler(policy: Policy, prompt: PromptBatch) -> Rollout:
         return buffer.states(Echo(), policy, prompt, 1, 9)
 
-    stored = STORED._replace(prompt=left(STORED.prompt)) if left_padded else STORED
-    return collect(stored, STUDENT, sampler, beta, "token", left_padded=left_padded)
+    return collect(STORED, STUDENT, sampler, beta, "token")
 
 
 @pytest.mark.parametrize("responses", [1, 2])
-@pytest.mark.parametrize("left_padded", [False, True])
-def test_both_halves_keep_their_prompts_and_weights(left_padded: bool, responses: int) -> None:
-    batch = replayed(0.3, responses, left_padded)
+def test_both_halves_keep_their_prompts_and_weights(responses: int) -> None:
+    batch = replayed(0.3, responses)
     states = batch.rollout
     assert states.off_policy[:, 0].tolist() == [True] * 3 + [False] * 3
     assert states.prompt.input_ids.shape == (6, 8)
     lengths = states.prompt.attention_mask.sum(-1)
     assert lengths[:3].tolist() == [3, 5, 2]
     assert sorted(lengths[3:].tolist()) == [1, 4, 8]
-    assert bool(states.prompt.attention_mask[:, -1 if left_padded else 0].all())
     assert states.response_mask[:3, 0].sum(-1).tolist() == [4, 1, 3]
     assert not states.response_mask[:3, 1:].any()
     assert float(batch.weight[:3].sum()) == pytest.approx(0.3)
     assert float(batch.weight[3:].sum()) == pytest.approx(0.7)
     assert_own(states.rows(3, 6))
-    only = replayed(0.0, responses, left_padded)
+    only = replayed(0.0, responses)
     assert len(only.weight) == 3
     assert_own(only.rollout)
 

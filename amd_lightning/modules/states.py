@@ -42,11 +42,10 @@ class States:
 
     def collect(self, stored: Rollout, student: Policy, update: int, updates: int) -> Batch:
         """The batch of one update, of so many; `stored` is what the loader gives."""
-        sampler, left_padded = self.sampler, False
+        sampler = self.sampler
         if self.replay is not None:
             sampler = partial(self.replay.states, self.sampler, update=update, updates=updates)
-            left_padded = self.replay.left_padded
-        return collect(stored, student, sampler, self.beta, self.normalise, left_padded=left_padded)
+        return collect(stored, student, sampler, self.beta, self.normalise)
 
     def validated(self, metrics: Mapping[str, float | None]) -> None:
         """What a validation measured."""

@@ -217,7 +217,6 @@ def test_student_written_responses_that_serve_again() -> None:
     ).states.replay
     assert isinstance(buffer, ReplayBuffer)
     assert (buffer.capacity, buffer.refresh, buffer.decay, buffer.shuffle) == (40, 0.3, True, True)
-    assert not buffer.left_padded
     again = made(rollout__reuse=3).states.replay
     assert isinstance(again, Reuse)
     assert again.times == 3
