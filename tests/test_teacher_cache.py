@@ -18,10 +18,11 @@ from amd_lightning.modules.horizon import Horizon
 from amd_lightning.objectives.divergences import DIVERGENCES
 from amd_lightning.pipeline import Outcome
 from amd_lightning.policies import Policy
+from amd_lightning.replay import ReplayBuffer
 from amd_lightning.rollouts import HfSampler, collect
 from amd_lightning.teacher_cache import attach, truncation, with_teacher, write_down
-from amd_lightning.types import Batch, Rollout
-from tests.helpers import PAD, VOCABULARY, t5, tiny_run, tokenised
+from amd_lightning.types import Batch, PromptBatch, Rollout
+from tests.helpers import PAD, VOCABULARY, prompts, t5, tiny_run, tokenised
 from tests.modules.harness import accumulate, module
 
 ROWS = tokenised(5)
@@ -108,6 +109,27 @@ def test_the_horizon_answers_for_the_students_states_as_before(tmp_path: Path) -
             accumulate(module("rkl", 0.4, teacher=teacher(), horizon=horizon), some) for some in (batch, live)
         )
         assert_same(expected.gradients, found.gradients)
+
+
+@pytest.mark.parametrize("responses", [1, 2])
+def test_replayed_prompts_behind_the_stored_ones_ask_it_live(responses: int, tmp_path: Path) -> None:
+    buffer = ReplayBuffer(5, refresh=0.0)
+    torch.manual_seed(0)
+    sampler = HfSampler(6, responses=responses)
+    buffer.states(sampler, t5(1), prompts([4, 8, 1, 2, 3], seed=5), 0, 9)
+
+    def replaying(policy: Policy, prompt: PromptBatch) -> Rollout:
+        return buffer.states(sampler, policy, prompt, 1, 9)
+
+    batch = collect(known(tmp_path, VOCABULARY), t5(1), replaying, 0.3, "token")
+    assert batch.rollout.top_k is not None
+    assert len(batch.weight) == len(batch.rollout.top_k.counts) == 10
+    live = batch._replace(rollout=batch.rollout._replace(top_k=None))
+    found, expected = (
+        accumulate(module("js", 0.3, teacher=teacher(), micro_batch_size=4), some) for some in (batch, live)
+    )
+    assert found.metrics["train/loss"] == pytest.approx(expected.metrics["train/loss"], rel=1e-5)
+    assert_same(expected.gradients, found.gradients)
 
 
 @pytest.mark.parametrize("method", ["kl", "rkl", "js", "tv", "skew_kl", "jeffreys", "closed_form", "sign"])
