@@ -55,11 +55,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("objective__kernel__ngram", 0, "objective.kernel.ngram=0 must be at least 1"),
     ("objective__sft_weight", -0.1, "objective.sft_weight=-0.1 must be at least 0.0"),
     ("objective__sft_weight", 1.0, "objective.sft_weight=1.0 must be less than 1.0"),
-    (
-        "objective__adaptive_beta__step",
-        -0.1,
-        "objective.adaptive_beta.step=-0.1 must be at least 0.0",
-    ),
+    ("objective__adaptive_beta__step", -0.1, "objective.adaptive_beta.step=-0.1 must be at least 0.0"),
     (
         "objective__adaptive_beta__tolerance",
         -0.1,
