@@ -14,7 +14,7 @@ from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, 
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
 from amd_lightning.config.pair import ModelConfig
-from amd_lightning.config.rules import ONLY_T5
+from amd_lightning.config.rules import ONLY_T5, uses_off_policy
 from amd_lightning.config.running import OptimiserConfig, StageConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.critics import (
@@ -33,6 +33,7 @@ from amd_lightning.data.evaluation_sets import load_set
 from amd_lightning.data.examples import Limits
 from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.evaluation.metrics import scorers
+from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.divergence import DivergenceModule
@@ -41,10 +42,11 @@ from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.divergences import PARAMETERS
 from amd_lightning.objectives.support import Support, full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
+from amd_lightning.replay import Replay, ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task
+from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
 from amd_lightning.tracking import WandbSettings, wandb_logger
-from amd_lightning.training import StageSpec, TrainerSpec
+from amd_lightning.training import StageSpec, TrainerSpec, seed_for
 
 TASKS: dict[str, Any] = {"samsum": samsum, "dolly": dolly, "iwslt": iwslt, "strategyqa": strategyqa}
 
@@ -69,7 +71,8 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
         distillation=_stage(config.optim.student),
         make_module=partial(make_module, config),
         make_fine_tuning=partial(make_fine_tuning, config),
-        teacher_writes=config.rollout.off_policy is Writer.teacher and config.objective.beta > 0.0,
+        teacher_writes=config.rollout.off_policy is Writer.teacher and uses_off_policy(config.objective),
+        top_k=_top_k(config),
         kernel_samples=kernel.teacher_samples if kernel.weight and config.objective.beta < 1.0 else 0,
         evaluation=EvaluationSpec(
             decoding=Decoding(
@@ -119,6 +122,9 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
         "horizon": _horizon(objective),
         "kernel": _sequence_kernel(objective),
         "teacher_share": rollout.teacher_share,
+        "replay": _replay(config),
+        "adaptive": _adaptive(objective),
+        "sft_weight": objective.sft_weight,
         "chunk_tokens": config.trainer.chunk_tokens,
     }
     if objective.distance is Distance.moment_matching:
@@ -276,6 +282,37 @@ def _sequence_kernel(objective: ObjectiveConfig) -> SequenceKernel | None:
     if objective.kernel.weight == 0.0 or objective.beta == 1.0:
         return None
     return SequenceKernel(objective.kernel.weight, objective.kernel.ngram)
+
+
+def _top_k(config: RunConfig) -> TopKSpec | None:
+    k = config.rollout.teacher_top_k
+    if k is None or not uses_off_policy(config.objective):
+        return None
+    return TopKSpec(k, config.objective.teacher_temperature)
+
+
+def _replay(config: RunConfig) -> Replay | None:
+    replay = config.rollout.replay
+    if config.objective.beta == 1.0:
+        return None
+    if config.rollout.reuse > 1:
+        return Reuse(config.rollout.reuse)
+    if replay.capacity == 0:
+        return None
+    return ReplayBuffer(
+        replay.capacity,
+        refresh=replay.refresh,
+        decay=replay.decay,
+        shuffle=replay.shuffle,
+        seed=seed_for("replay", config.seed),
+    )
+
+
+def _adaptive(objective: ObjectiveConfig) -> AdaptiveBeta | None:
+    adaptive = objective.adaptive_beta
+    if adaptive.step == 0.0 or objective.beta == 1.0:
+        return None
+    return AdaptiveBeta(objective.beta, adaptive.step, adaptive.tolerance)
 
 
 def _loggers(config: RunConfig, folder: Path, logged_config: Mapping[str, Any]) -> list[Logger]:

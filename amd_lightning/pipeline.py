@@ -34,6 +34,7 @@ from amd_lightning.models import (
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
+from amd_lightning.teacher_cache import with_teacher
 from amd_lightning.text import prepare_text
 from amd_lightning.tracking import LastCheckpoint, Validate, csv_logger
 from amd_lightning.training import device_of, fit, seed_for
@@ -62,6 +63,8 @@ class Outcome:
         parameters: of each of the three models.
         seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
         tokens: response tokens while distilling, by who wrote them ("off", "on").
+        truncation: what writing down the teacher's likeliest actions left out, see `teacher_cache`; empty
+            where the teacher was asked live.
         rows: examples in each split after the length limits.
         loggers: of the distillation stage, still open.
     """
@@ -76,6 +79,7 @@ class Outcome:
     cached: dict[str, bool] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    truncation: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     loggers: list[Logger] = field(default_factory=list)
 
@@ -117,6 +121,8 @@ class Pipeline:
                 row._replace(samples=samples)
                 for row, samples in zip(stored, zip(*draws, strict=True), strict=True)
             ]
+        if self.spec.top_k is not None:
+            stored = self._with_top_k(stored, start, {"teacher": teacher_key, "student_start": start_key})
         student = self._distil(start, stored)
         with self._timed("evaluate_student"):
             self.outcome.evaluations["student"] = self._evaluate(student, "test")
@@ -250,6 +256,24 @@ class Pipeline:
         artifact = self._artifact("teacher_samples", inputs, make, name=f"teacher_samples_{split}")
         draws: list[list[list[int]]] = json.loads((artifact.path / "samples.json").read_text())
         return draws
+
+    def _with_top_k(
+        self, stored: list[TokenisedExample], start: Policy, keys: Mapping[str, Any]
+    ) -> list[TokenisedExample]:
+        """The rows with the teacher written down at their states; what that leaves out is in the outcome."""
+        assert self.spec.top_k is not None
+        responses = self.outcome.keys.get("teacher_responses", self.data_inputs["train"])
+        rows, self.outcome.truncation = with_teacher(
+            lambda kind, inputs, make: self._artifact(kind, inputs, make).path,
+            stored,
+            self.teacher,
+            start,
+            keys={**keys, "responses": responses},
+            k=self.spec.top_k.k,
+            temperature=self.spec.top_k.temperature,
+            pad_id=self.tokenizer.pad_token_id,
+        )
+        return rows
 
     # -- distillation --------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from amd_lightning.policies import Policy
-from amd_lightning.types import Batch, PromptBatch, Rollout, join_responses
+from amd_lightning.types import Batch, PromptBatch, Rollout, join_responses, stack_prompts
 
 
 class Sampler(Protocol):
@@ -57,6 +57,7 @@ def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, nor
 
     Args:
         stored: prompts with the responses of the data or the teacher, C = 1.
+        sampler: may answer other prompts, as many (replay): these then stand behind the stored ones.
         beta: the weight of off-policy states, J = β·off + (1 − β)·on.
         normalise: see `token_weights`.
     """
@@ -65,8 +66,19 @@ def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, nor
         parts.append(stored)
     if beta < 1.0:
         parts.append(sampler(student, stored.prompt))
-    rollout = join_responses(parts)._replace(samples=stored.samples)  # the sampler knows of none
+    if _same_prompts(stored, parts[-1]):
+        rollout = join_responses(parts)._replace(samples=stored.samples)  # the sampler knows of none
+    else:
+        rollout = stack_prompts(stored, parts[-1]) if len(parts) == 2 else parts[0]
     return Batch(rollout, token_weights(rollout, beta, normalise))
+
+
+def _same_prompts(one: Rollout, other: Rollout) -> bool:
+    return one.prompt is other.prompt or (
+        one.prompt.input_ids.shape == other.prompt.input_ids.shape
+        and torch.equal(one.prompt.input_ids, other.prompt.input_ids)
+        and torch.equal(one.prompt.attention_mask, other.prompt.attention_mask)
+    )
 
 
 def token_weights(rollout: Rollout, beta: float, normalise: str) -> Tensor:

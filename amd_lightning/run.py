@@ -190,7 +190,7 @@ def describe(config: RunConfig, command: str) -> dict[str, Any]:
         "source": str(config.data.source),
         "pair": config.pair.name,
         "objective": _objective(config),
-        "rollout": _plain(config.rollout),
+        "rollout": _rollout(config),
         "learning_rate": config.optim.student.learning_rate,
         "updates": config.optim.student.updates,
         "seed": config.seed,
@@ -205,6 +205,8 @@ def _objective(config: RunConfig) -> dict[str, Any]:
     ignored = {key for key, distances in PARAMETER_OF.items() if config.objective.distance not in distances}
     ignored |= {"horizon"} if config.objective.horizon.gamma == 0.0 else set()
     ignored |= {"kernel"} if config.objective.kernel.weight == 0.0 else set()
+    ignored |= {"adaptive_beta"} if config.objective.adaptive_beta.step == 0.0 else set()
+    ignored |= {"sft_weight"} if config.objective.sft_weight == 0.0 else set()
     found = {key: value for key, value in objective.items() if key not in ignored}
     if config.objective.distance is Distance.moment_matching:
         kind = config.critic.kind
@@ -215,6 +217,14 @@ def _objective(config: RunConfig) -> dict[str, Any]:
             known = ("kind", "alpha", "ridge") if kind is CriticKind.closed_form else ("kind",)
             found["critic"] = {key: critic[key] for key in known}
     return found
+
+
+def _rollout(config: RunConfig) -> dict[str, Any]:
+    """The rollouts' knobs, without those that are off."""
+    rollout = config.rollout
+    off = {"replay": rollout.replay.capacity == 0, "reuse": rollout.reuse == 1}
+    off["teacher_top_k"] = rollout.teacher_top_k is None
+    return {key: value for key, value in _plain(rollout).items() if not off.get(key, False)}
 
 
 def _plain(section: Any) -> dict[str, Any]:

@@ -52,6 +52,13 @@ class Task(NamedTuple):
         return next(iter(self.scorers))
 
 
+class TopKSpec(NamedTuple):
+    """The teacher's `k` likeliest actions are written down at off-policy states, at `temperature`."""
+
+    k: int
+    temperature: float
+
+
 class EvaluationSpec(NamedTuple):
     """How held-out prompts are answered, by everybody and for validation and test alike.
 
@@ -76,6 +83,7 @@ class RunSpec:
         distillation: how the student is distilled, with `make_module` (student, teacher) -> the method;
             `make_fine_tuning` (policy, stage) -> maximum likelihood, for teacher and student start.
         teacher_writes: off-policy states are the teacher's responses rather than the data's.
+        top_k: what is written down of the teacher at off-policy states; None where it is asked live.
         kernel_samples: the teacher's samples to every training prompt, 0 where no objective asks for them.
         evaluation, trainer: shared by all stages.
         cache, folder: where artifacts and the run's own files go.
@@ -92,6 +100,7 @@ class RunSpec:
     make_module: Callable[[Policy, Policy], DistillationModule]
     make_fine_tuning: Callable[[Policy, StageSpec], DistillationModule]
     teacher_writes: bool
+    top_k: TopKSpec | None
     kernel_samples: int
     evaluation: EvaluationSpec
     trainer: TrainerSpec

@@ -162,6 +162,7 @@ class Validate(Callback):
             pl_module.log_to_all(
                 {f"valid/{name}": value for name, value in self.latest.items() if value is not None}
             )
+            pl_module.validated(self.latest)
             pl_module.student.train()
 
 

@@ -30,6 +30,22 @@ class Responses(NamedTuple):
     """[B, M, T] bool, True up to and including the first EOS."""
 
 
+class TeacherTopK(NamedTuple):
+    """The teacher at the M states of a batch's stored responses, as it was written down once."""
+
+    actions: Tensor
+    """[M, k] long, its likeliest actions; the states of the first row's response first."""
+    log_probs: Tensor
+    """[M, k + 1] of these and of all others together; [M, V] where k reaches the vocabulary."""
+    counts: Tensor
+    """[B] long, how many states each row has; their sum is M."""
+
+    def rows(self, start: int, stop: int) -> "TeacherTopK":
+        """The states of the rows from `start` to `stop`."""
+        first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
+        return TeacherTopK(self.actions[first:last], self.log_probs[first:last], self.counts[start:stop])
+
+
 class Rollout(NamedTuple):
     """Prompts with one or more responses to each, and who wrote these."""
 
@@ -42,6 +58,8 @@ class Rollout(NamedTuple):
     """[B, C] bool, True where the teacher or the data wrote the response, False where the student did."""
     samples: Responses | None = None
     """The teacher's samples to each prompt, for sequence-level comparison; nothing is trained on them."""
+    top_k: TeacherTopK | None = None
+    """The teacher at the states of the off-policy responses; None where it is asked live."""
 
     def to(self, device: torch.device) -> "Rollout":
         """The same rollout on another device."""
@@ -51,6 +69,7 @@ class Rollout(NamedTuple):
             self.response_mask.to(device),
             self.off_policy.to(device),
             self.samples and Responses(*(tensor.to(device) for tensor in self.samples)),
+            self.top_k and TeacherTopK(*(tensor.to(device) for tensor in self.top_k)),
         )
 
     def rows(self, start: int, stop: int) -> "Rollout":
@@ -65,6 +84,7 @@ class Rollout(NamedTuple):
             response_mask[..., :length],
             self.off_policy[start:stop],
             self.samples and Responses(*(tensor[start:stop] for tensor in self.samples)),
+            self.top_k and self.top_k.rows(start, stop),
         )
 
 
@@ -98,6 +118,11 @@ class Tokens(NamedTuple):
     advantage: Tensor | None = None
     """[N] what log π_student(action) is multiplied by in the loss, a constant: the cost that follows after
     the action; None where no token has any."""
+    top_actions: Tensor | None = None
+    """[N, k] long, the teacher's likeliest actions at off-policy states, anything at others; None where the
+    teacher is asked live everywhere."""
+    top_log_probs: Tensor | None = None
+    """[N, k + 1] (or [N, V]) of these and of the rest, see `TeacherTopK`."""
 
     def at(self, rows: Any) -> "Tokens":
         """Some of the tokens."""
@@ -117,6 +142,41 @@ def join_responses(rollouts: Sequence[Rollout]) -> Rollout:
         joined([rollout.response_mask for rollout in rollouts]),
         torch.cat([rollout.off_policy for rollout in rollouts], dim=1),
         rollouts[0].samples,
+        rollouts[0].top_k,
+    )
+
+
+def stack_prompts(first: Rollout, second: Rollout) -> Rollout:
+    """One rollout from two to different prompts: one behind the other, B = B_1 + B_2.
+
+    A row with fewer responses than the other rollout's gets empty ones,
+    marked off-policy, whose masks are False throughout. Samples are left out.
+    """
+    width, (columns, length) = (
+        max(first.prompt.input_ids.shape[-1], second.prompt.input_ids.shape[-1]),
+        (max(first.response_ids.shape[axis], second.response_ids.shape[axis]) for axis in (1, 2)),
+    )
+
+    def prompts(tensor: Tensor) -> Tensor:
+        return pad(tensor, (0, width - tensor.shape[-1]))
+
+    def responses(tensor: Tensor) -> Tensor:
+        return pad(tensor, (0, length - tensor.shape[-1], 0, columns - tensor.shape[1]))
+
+    both = (first, second)
+    top_k = first.top_k
+    if top_k is not None:
+        top_k = top_k._replace(counts=pad(top_k.counts, (0, len(second.off_policy))))
+    return Rollout(
+        PromptBatch(
+            torch.cat([prompts(rollout.prompt.input_ids) for rollout in both]),
+            torch.cat([prompts(rollout.prompt.attention_mask) for rollout in both]),
+        ),
+        torch.cat([responses(rollout.response_ids) for rollout in both]),
+        torch.cat([responses(rollout.response_mask) for rollout in both]),
+        torch.cat([pad(one.off_policy, (0, columns - one.off_policy.shape[1]), value=True) for one in both]),
+        None,
+        top_k,
     )
 
 

@@ -14,8 +14,8 @@ PACKAGE = REPOSITORY / "amd_lightning"
 
 DATA = "data.examples data.sources data.embedded data.tokenizer data.prompts data.loading"
 EVALUATION = "data.examples policies objectives types errors"
-MODULES = f"objectives critics policies rollouts types errors {DATA} evaluation"
-STAGES = f"{MODULES} data modules cache models tracking training"
+MODULES = f"objectives critics policies rollouts replay types errors {DATA} evaluation"
+STAGES = f"{MODULES} data modules cache models teacher_cache tracking training"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
@@ -27,10 +27,12 @@ LAYERS = {
     "objectives.policy_gradient": "objectives.moments",
     "objectives.kernels": "",
     "objectives.chunked": "",
+    "objectives.coarse": "",
     "critics": "types objectives.moments objectives.support",
     "policies": "types",
     "families": "policies types errors",
     "rollouts": "policies types",
+    "replay": "rollouts policies types",
     "data.examples": "types errors",
     "data.sources": "data.examples errors",
     "data.embedded": "errors",
@@ -58,11 +60,17 @@ LAYERS = {
     "modules.optim": MODULES,
     "modules.diagnostics": MODULES,
     "modules.horizon": "types objectives",
-    "modules.base": f"{MODULES} modules.optim modules.diagnostics modules.horizon",
+    "modules.adaptive": "",
+    "modules.states": "modules.adaptive policies replay rollouts types",
+    "modules.stored_teacher": "policies types",
+    "modules.likelihood": "objectives.divergences types",
+    "modules.base": f"{MODULES} modules.optim modules.diagnostics modules.horizon modules.adaptive "
+    "modules.states modules.stored_teacher modules.likelihood",
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
     "initialisation": "",
     "models": f"{DATA} policies families initialisation cache errors",
+    "teacher_cache": "data.examples objectives policies types",
     "tracking": "modules types errors",
     "training": "data modules tracking types errors",
     "config.choices": "",
@@ -83,12 +91,14 @@ LAYERS = {
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config errors",
+    "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "run", "show_data"}, "hydra": {"cli", "run", "show_data"}}
+COMPOSING = {"cli", "run", "presets", "show_data"}
+MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build"}, "hydra": COMPOSING}
 
 
 def module_names(package: Path) -> dict[str, Path]:

@@ -53,6 +53,17 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("objective__kernel__weight", -0.1, "objective.kernel.weight=-0.1 must be at least 0.0"),
     ("objective__kernel__teacher_samples", 0, "objective.kernel.teacher_samples=0 must be at least 1"),
     ("objective__kernel__ngram", 0, "objective.kernel.ngram=0 must be at least 1"),
+    ("objective__sft_weight", -0.1, "objective.sft_weight=-0.1 must be at least 0.0"),
+    ("objective__sft_weight", 1.0, "objective.sft_weight=1.0 must be less than 1.0"),
+    ("objective__adaptive_beta__step", -0.1, "objective.adaptive_beta.step=-0.1 must be at least 0.0"),
+    (
+        "objective__adaptive_beta__tolerance",
+        -0.1,
+        "objective.adaptive_beta.tolerance=-0.1 must be at least 0.0",
+    ),
+    ("rollout__replay__capacity", -1, "rollout.replay.capacity=-1 must be at least 0"),
+    ("rollout__replay__refresh", 1.1, "rollout.replay.refresh=1.1 must be at most 1.0"),
+    ("rollout__reuse", 0, "rollout.reuse=0 must be at least 1"),
     ("rollout__temperature", 0.0, "rollout.temperature=0.0 must be greater than 0.0"),
     ("rollout__responses", 0, "rollout.responses=0 must be at least 1"),
     ("rollout__teacher_share", -0.1, "rollout.teacher_share=-0.1 must be at least 0.0"),
@@ -189,6 +200,41 @@ RULES += [
 ]
 
 
+REPLAY = {"rollout__replay__capacity": 64}
+TOP_K = {"rollout__teacher_top_k": 8}
+RULES += [
+    ({"rollout__replay__capacity": 31}, "rollout.replay.capacity=31 holds no batch"),
+    ({**REPLAY, "rollout__reuse": 2}, "rollout.reuse and rollout.replay.capacity both say"),
+    *(
+        (
+            {**replays, "objective__kernel__weight": 0.1, "rollout__responses": 2},
+            "objective.kernel.weight compares with samples to the prompts of the batch",
+        )
+        for replays in (REPLAY, {"rollout__reuse": 2})
+    ),
+    (
+        {"objective__adaptive_beta__step": 0.1, "trainer__validate_every": 0},
+        "objective.adaptive_beta.step listens to validations",
+    ),
+    (
+        {"objective__sft_weight": 0.5, "objective__beta": 0.0},
+        "objective.sft_weight needs off-policy responses",
+    ),
+    (
+        {"objective__sft_weight": 0.5, "objective__distance": "nll"},
+        "objective.sft_weight has no meaning for nll",
+    ),
+    ({**TOP_K, "objective__distance": "nll"}, "rollout.teacher_top_k has no meaning for nll"),
+    *(
+        (
+            {**TOP_K, "critic__kind": kind, "critic__ridge": 0.0 if kind in ("linear", "tanh") else 2.0},
+            "rollout.teacher_top_k needs a critic that sees two distributions",
+        )
+        for kind in (*LEARNING, "kernel")
+    ),
+]
+
+
 @pytest.mark.parametrize("values, start", RULES)
 def test_a_broken_rule_is_one_line(values: dict[str, Any], start: str) -> None:
     (line,) = problems(demo(**values))
@@ -214,6 +260,15 @@ ALLOWED: list[dict[str, Any]] = [
     {"objective__kernel__weight": 0.1, "objective__beta": 1.0},  # never samples
     {**HORIZON, "objective__distance": "nll", "objective__beta": 1.0},
     {"rollout__teacher_share": 0.2},
+    {"rollout__replay__capacity": 32},
+    {"rollout__reuse": 2},
+    {**REPLAY, "rollout__reuse": 2, "objective__beta": 1.0},
+    {**TOP_K, "critic__kind": "closed_form"},
+    {**TOP_K, "critic__kind": "sign"},
+    {**TOP_K, "objective__distance": "akl"},
+    {**TOP_K, "objective__beta": 0.0},
+    {"objective__sft_weight": 0.5},
+    {"objective__adaptive_beta__step": 0.1, "objective__beta": 0.0},
 ]
 
 
@@ -266,6 +321,13 @@ IGNORED: list[tuple[dict[str, Any], str]] = [
             "objective.kernel.weight",
         )
     ),
+    *(
+        ({"objective__beta": 1.0}, key)
+        for key in ("rollout.replay", "rollout.reuse", "objective.adaptive_beta.step")
+    ),
+    *(({}, f"rollout.replay.{key}") for key in ("refresh", "decay", "shuffle")),
+    ({}, "objective.adaptive_beta.tolerance"),
+    ({"objective__beta": 0.0}, "rollout.teacher_top_k"),
     *(({}, f"objective.horizon.{key}") for key in ("returns", "baseline", "centre", "length_normalise")),
     *(({}, f"objective.kernel.{key}") for key in ("teacher_samples", "ngram")),
     ({"objective__beta": 1.0}, "rollout.temperature"),
@@ -329,6 +391,15 @@ USED: list[tuple[dict[str, Any], str]] = [
     ),
     ({}, "rollout.responses"),
     ({}, "rollout.teacher_share"),
+    ({}, "rollout.replay.capacity"),
+    ({}, "rollout.reuse"),
+    *((REPLAY, f"rollout.replay.{key}") for key in ("refresh", "decay", "shuffle")),
+    ({"objective__adaptive_beta__step": 0.1}, "objective.adaptive_beta.tolerance"),
+    *(
+        ({"objective__adaptive_beta__step": 0.1, "objective__beta": 0.0}, key)
+        for key in ("rollout.off_policy", "rollout.teacher_top_k", "critic.shared")
+    ),
+    ({}, "objective.sft_weight"),
     ({"objective__beta": 0.0}, "rollout.responses"),
     ({}, "rollout.temperature"),
     ({"objective__beta": 0.0}, "rollout"),

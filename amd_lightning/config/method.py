@@ -48,6 +48,18 @@ class KernelConfig:
 
 
 @dataclass
+class AdaptiveBetaConfig:
+    """A beta that starts at 1 and falls towards objective.beta as the validation loss rises (DistiLLM)."""
+
+    step: float = knob(
+        0.0, "by how much a rise of the validation loss lowers beta; 0: objective.beta throughout", low=0.0
+    )
+    tolerance: float = knob(
+        0.1, "nats a token by which kl_off must be above its reference to count as a rise", low=0.0
+    )
+
+
+@dataclass
 class ObjectiveConfig:
     """A distance x a beta: J = beta·off + (1 − beta)·on."""
 
@@ -76,6 +88,14 @@ class ObjectiveConfig:
     student_temperature: float = knob(
         1.0, "divides the student's logits in the distance; the loss is not rescaled", above=0.0
     )
+    sft_weight: float = knob(
+        0.0,
+        "share of maximum likelihood of the off-policy responses in the loss, the rest being the distance's "
+        "(1 less the peers' kd_ratio)",
+        low=0.0,
+        below=1.0,
+    )
+    adaptive_beta: AdaptiveBetaConfig = section(AdaptiveBetaConfig, AdaptiveBetaConfig.__doc__ or "")
     horizon: HorizonConfig = section(HorizonConfig, HorizonConfig.__doc__ or "")
     kernel: KernelConfig = section(KernelConfig, KernelConfig.__doc__ or "")
 
@@ -113,6 +133,22 @@ class CriticConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """A buffer of student-written responses with their prompts, for updates that do not write anew."""
+
+    capacity: int = knob(0, "prompts it holds; until it is full, every update writes; 0: no buffer", low=0)
+    refresh: float = knob(
+        0.5, "probability that an update writes anew, once the buffer is full", low=0.0, high=1.0
+    )
+    decay: bool = knob(False, "let refresh fall linearly to 0 over the run, as DistiLLM does")
+    shuffle: bool = knob(
+        False,
+        "updates that write train on prompts drawn from the buffer too, after adding to it (DistiLLM's GKD "
+        "and ImitKD)",
+    )
+
+
+@dataclass
 class RolloutConfig:
     """Who writes the states."""
 
@@ -127,4 +163,16 @@ class RolloutConfig:
         "by their importance (MiniLLM's teacher-mixed sampling)",
         low=0.0,
         below=1.0,
+    )
+    replay: ReplayConfig = section(ReplayConfig, ReplayConfig.__doc__ or "")
+    reuse: int = knob(
+        1,
+        "updates in a row that one writing of the student serves, with its prompts (MiniLLM's inner epochs)",
+        low=1,
+    )
+    teacher_top_k: int | None = knob(
+        None,
+        "at off-policy states, compare with the teacher's so many likeliest actions and the rest lumped into "
+        "one, written down once (cached): training then asks no teacher there; null asks it live",
+        low=1,
     )

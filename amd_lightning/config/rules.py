@@ -21,6 +21,7 @@ from amd_lightning.config.choices import (
     WandbMode,
     Writer,
 )
+from amd_lightning.config.method import ObjectiveConfig
 from amd_lightning.config.schema import RunConfig
 
 LEARNING = (CriticKind.residual, CriticKind.learned, CriticKind.linear, CriticKind.tanh)
@@ -46,6 +47,11 @@ TEXT_METRICS_OF = {
 }
 """What responses are scored by, the task's own first."""
 TEXT_METRICS = {metric for metrics in TEXT_METRICS_OF.values() for metric in metrics}
+
+
+def uses_off_policy(objective: ObjectiveConfig) -> bool:
+    """Whether any update trains on states of the data or the teacher."""
+    return objective.beta > 0.0 or objective.adaptive_beta.step > 0.0
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -186,8 +192,42 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
             "objective.horizon.gamma, objective.kernel.weight and rollout.teacher_share need all "
             "temperatures at 1: they score the tokens that the policies drew themselves"
         )
+    yield from _rollout_problems(config)
     if objective.distance is Distance.nll and rollout.teacher_share > 0.0:
         yield "rollout.teacher_share has no meaning for nll, whose labels are drawn from the teacher already"
+
+
+def _rollout_problems(config: RunConfig) -> Iterator[str]:
+    """Of replayed responses, an adaptive beta, a written-down teacher, and likelihood beside a distance."""
+    objective, rollout, beta = config.objective, config.rollout, config.objective.beta
+    replays = rollout.replay.capacity > 0 or rollout.reuse > 1
+    if beta < 1.0 and rollout.replay.capacity > 0:
+        capacity, batch_size = rollout.replay.capacity, config.optim.student.batch_size
+        if capacity < batch_size:
+            yield f"rollout.replay.capacity={capacity} holds no batch (optim.student.batch_size={batch_size})"
+        if rollout.reuse > 1:
+            yield "rollout.reuse and rollout.replay.capacity both say what serves again; set one of them"
+    if beta < 1.0 and replays and objective.kernel.weight > 0.0:
+        yield (
+            "objective.kernel.weight compares with samples to the prompts of the batch, replayed responses "
+            "have prompts of their own; set rollout.reuse=1 and rollout.replay.capacity=0"
+        )
+    if beta < 1.0 and objective.adaptive_beta.step > 0.0 and config.trainer.validate_every == 0:
+        yield "objective.adaptive_beta.step listens to validations; set trainer.validate_every above 0"
+    if objective.sft_weight > 0.0:
+        if beta == 0.0:
+            yield "objective.sft_weight needs off-policy responses: set objective.beta above 0"
+        if objective.distance is Distance.nll:
+            yield "objective.sft_weight has no meaning for nll, which is that likelihood already"
+    if rollout.teacher_top_k is not None and uses_off_policy(objective):
+        if objective.distance is Distance.nll:
+            yield "rollout.teacher_top_k has no meaning for nll, which asks no teacher at off-policy states"
+        kind = config.critic.kind
+        if objective.distance is Distance.moment_matching and kind in (*LEARNING, CriticKind.kernel):
+            yield (
+                f"rollout.teacher_top_k needs a critic that sees two distributions and nothing else, not "
+                f"critic.kind={kind} (which reads every action's value); choose closed_form or sign"
+            )
 
 
 def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> dict[str, str]:
@@ -235,7 +275,7 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         other = config.critic.actions not in actions
         yield other, f"critic.{key}", f"critic.actions={config.critic.actions}"
     yield (
-        objective.beta == 1.0 or objective.beta == 0.0,
+        objective.beta == 1.0 or not uses_off_policy(objective),
         "critic.shared",
         (f"objective.beta={objective.beta:g}, where one critic sees everything"),
     )
@@ -245,7 +285,8 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     teacherless = objective.distance is Distance.nll and objective.beta == 1.0
     yield teacherless, "objective.teacher_temperature", "nll at beta=1, which asks no teacher"
     never_samples = "objective.beta=1, which never samples the student"
-    for key in ("rollout.temperature", "rollout.responses", "rollout.teacher_share"):
+    once = ("temperature", "responses", "teacher_share", "replay", "reuse")
+    for key in (*(f"rollout.{name}" for name in once), "objective.adaptive_beta"):
         yield objective.beta == 1.0, key, never_samples
     for key in ("objective.horizon", "objective.kernel"):
         yield objective.beta == 1.0, key, never_samples
@@ -253,10 +294,16 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         yield objective.horizon.gamma == 0.0, f"objective.horizon.{key}", "objective.horizon.gamma=0"
     for key in ("teacher_samples", "ngram"):
         yield objective.kernel.weight == 0.0, f"objective.kernel.{key}", "objective.kernel.weight=0"
+    for key in ("refresh", "decay", "shuffle"):
+        yield config.rollout.replay.capacity == 0, f"rollout.replay.{key}", "rollout.replay.capacity=0"
+    adaptive = objective.adaptive_beta
+    yield adaptive.step == 0.0, "objective.adaptive_beta.tolerance", "objective.adaptive_beta.step=0"
     no_off_policy = "objective.beta=0, which uses no off-policy states"
-    yield objective.beta == 0.0, "rollout.off_policy", no_off_policy
+    without = not uses_off_policy(objective)
+    for key in ("off_policy", "teacher_top_k"):
+        yield without, f"rollout.{key}", no_off_policy
     teacher_writes = config.rollout.off_policy is Writer.teacher
-    yield objective.beta == 0.0 and teacher_writes, "rollout", no_off_policy
+    yield without and teacher_writes, "rollout", no_off_policy
     source = f"data.source={data.source}"
     yield data.source is not Source.embedded, "data.seed", source
     no_files, no_hub = data.source is not Source.files, data.source is not Source.hub

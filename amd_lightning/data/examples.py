@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from amd_lightning.errors import DataError, ModelError
-from amd_lightning.types import PromptBatch, Responses, Rollout
+from amd_lightning.types import PromptBatch, Responses, Rollout, TeacherTopK
 
 Split = Literal["train", "valid", "test"]
 TooLong = Literal["drop", "truncate"]
@@ -83,6 +84,9 @@ class TokenisedExample(NamedTuple):
     example: Example
     samples: tuple[list[int], ...] = ()
     """The teacher's samples to this prompt, where the objective compares with them."""
+    top_k: tuple[np.ndarray, np.ndarray] | None = None
+    """The teacher at the response's T states, where it was written down: its likeliest actions [T, k] and the
+    log-probabilities of these and of the rest [T, k + 1], views of files."""
 
 
 class Percentiles(NamedTuple):
@@ -247,6 +251,7 @@ def collate(
         response_mask=response_mask.unsqueeze(1),
         off_policy=torch.ones(len(examples), 1, dtype=torch.bool),
         samples=_samples(examples, pad_id),
+        top_k=_top_k(examples),
     )
 
 
@@ -256,6 +261,15 @@ def _samples(examples: Sequence[TokenisedExample], pad_id: int) -> Responses | N
         return None
     ids, mask = _padded([row for example in examples for row in example.samples], pad_id, "right")
     return Responses(ids.unflatten(0, (-1, count)), mask.unflatten(0, (-1, count)))
+
+
+def _top_k(examples: Sequence[TokenisedExample]) -> TeacherTopK | None:
+    known = [example.top_k for example in examples if example.top_k is not None]
+    if not known:
+        return None
+    actions, log_probs = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*known, strict=True))
+    counts = torch.tensor([len(example.response_ids) for example in examples])
+    return TeacherTopK(actions.long(), log_probs, counts)
 
 
 def _padded(rows: Sequence[list[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from amd_lightning.errors import NonFiniteError
+from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.diagnostics import TokenMeans, response_metrics, split_logged
 from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
+from amd_lightning.modules.likelihood import with_likelihood
 from amd_lightning.modules.optim import Optimisation
+from amd_lightning.modules.states import States
+from amd_lightning.modules.stored_teacher import by_teacher, live_features, spread
 from amd_lightning.objectives.chunked import chunk_size, weighted_sum
+from amd_lightning.objectives.coarse import coarsened
 from amd_lightning.objectives.policy_gradient import mixture_importance
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import Sampler, collect
+from amd_lightning.replay import Replay
+from amd_lightning.rollouts import Sampler
 from amd_lightning.types import Batch, Rollout, Tokens
 
 
@@ -45,6 +51,9 @@ class DistillationModule(L.LightningModule):
         kernel: the sequence-level term; None for none.
         teacher_share: of the teacher in the mixture that `sampler` draws from; tokens are weighed by
             their importance where it is not 0.
+        replay: where student-written responses serve more than once; None writes anew in every update.
+        adaptive: moves β with the validation loss; None for `beta` throughout.
+        sft_weight: the share of −log q of the stored responses in the loss, beside 1 − sft_weight of J.
         chunk_tokens: how many tokens meet the heads at once; None for `chunked.chunk_size`.
     """
 
@@ -66,6 +75,9 @@ class DistillationModule(L.LightningModule):
         horizon: Horizon | None = None,
         kernel: SequenceKernel | None = None,
         teacher_share: float = 0.0,
+        replay: Replay | None = None,
+        adaptive: AdaptiveBeta | None = None,
+        sft_weight: float = 0.0,
         chunk_tokens: int | None = None,
     ) -> None:
         super().__init__()
@@ -74,9 +86,7 @@ class DistillationModule(L.LightningModule):
         # Kept out of the module's registry: the frozen teacher is neither saved in checkpoints nor
         # handed to a strategy that would wrap it together with what learns.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval() if teacher else None)
-        self.sampler = sampler
-        self.beta = beta
-        self.normalise = normalise
+        self.states = States(sampler, beta, normalise, replay, adaptive)
         self.optimisation = optimisation
         self.updates = updates
         self.micro_batch_size = micro_batch_size
@@ -85,9 +95,10 @@ class DistillationModule(L.LightningModule):
         self.horizon = horizon
         self.kernel = kernel
         self.teacher_share = teacher_share
+        self.sft_weight = sft_weight
         self.chunk_tokens = chunk_tokens
         self.update = 0
-        self.tokens_seen = {"off": 0, "on": 0}
+        self.tokens_seen = {"off": 0, "on": 0, "teacher": 0}
         self.latest: dict[str, float] = {}
         self._started_at = self._logged_at = time.perf_counter()
         self._logged_update = 0
@@ -124,13 +135,17 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, stored: Rollout, batch_idx: int) -> None:
         """One update on one dataloader batch."""
-        batch = collect(stored, self.student, self.sampler, self.beta, self.normalise)
+        batch = self.states.collect(stored, self.student, self.update, self.updates)
         logged = self.update == 0 or (self.update + 1) % self.log_every == 0
         metrics = self._update(batch, diagnose=logged)
         self.update += 1
         self._count_tokens(batch)
         if logged:
             self._log(metrics | response_metrics(batch, self.student.end_ids))
+
+    def validated(self, metrics: Mapping[str, float | None]) -> None:
+        """Told of every validation (`tracking.Validate`), its metrics without the head `valid/`."""
+        self.states.validated(metrics)
 
     def _update(self, batch: Batch, diagnose: bool) -> dict[str, float]:
         """The student's gradient, K critic steps where there is a critic, the student's step: one batch.
@@ -167,13 +182,21 @@ class DistillationModule(L.LightningModule):
         rollout = micro.rollout
         student_hidden = self.student.hidden(rollout)
         teacher_hidden = student_hidden.new_empty(len(student_hidden), 0)
+        mask = rollout.response_mask
+        off_policy = rollout.off_policy.unsqueeze(-1).expand_as(mask)[mask]
+        top_k = None if rollout.top_k is None else spread(rollout.top_k, off_policy)
         if self.teacher is not None:
             with torch.no_grad():
-                teacher_hidden = self.teacher.hidden(rollout)
-        mask = rollout.response_mask
-        off_policy = rollout.off_policy.unsqueeze(-1).expand_as(mask)
+                teacher_hidden, read = live_features(self.teacher, rollout)
+            self.tokens_seen["teacher"] += read
         return Tokens(
-            student_hidden, teacher_hidden, rollout.response_ids[mask], micro.weight[mask], off_policy[mask]
+            student_hidden,
+            teacher_hidden,
+            rollout.response_ids[mask],
+            micro.weight[mask],
+            off_policy,
+            None,
+            *(top_k or (None, None)),
         )
 
     def _loss(self, tokens: Tokens, diagnose: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -182,18 +205,33 @@ class DistillationModule(L.LightningModule):
 
         def terms(rows: slice, log_q: Tensor) -> dict[str, Tensor]:
             chunk = packed.at(rows)
-            log_p = self._teacher_log_probs(chunk)
-            found = self.token_terms(chunk, log_p, log_q, diagnose)
-            written = log_q.gather(-1, chunk.actions.unsqueeze(-1)).squeeze(-1)
-            if chunk.advantage is not None:
-                found["distance"] = found["distance"] + chunk.advantage * written
-            if self.teacher_share and log_p is not None:
-                drawn = log_p.gather(-1, chunk.actions.unsqueeze(-1)).squeeze(-1), written.detach()
-                importance = mixture_importance(*drawn, self.teacher_share)
-                found["distance"] *= torch.where(chunk.off_policy, 1.0, importance)
+            live, stored = partial(self._live, diagnose), partial(self._stored, diagnose)
+            known = chunk.top_actions is not None
+            found = by_teacher(chunk, log_q, live, stored) if known else live(chunk, log_q)
+            if self.sft_weight:
+                own = partial(with_likelihood, share=self.sft_weight, beta=self.states.beta)
+                found["distance"] = own(found["distance"], chunk, log_q, temperature=self.temperatures[1])
             return found
 
         return self._over_chunks(terms, tokens)
+
+    def _live(self, diagnose: bool, chunk: Tokens, log_q: Tensor) -> dict[str, Tensor]:
+        """The terms of tokens at which the teacher, if there is one, is asked now."""
+        log_p = self._teacher_log_probs(chunk)
+        found = self.token_terms(chunk, log_p, log_q, diagnose)
+        written = log_q.gather(-1, chunk.actions.unsqueeze(-1)).squeeze(-1)
+        if chunk.advantage is not None:
+            found["distance"] = found["distance"] + chunk.advantage * written
+        if self.teacher_share and log_p is not None:
+            drawn = log_p.gather(-1, chunk.actions.unsqueeze(-1)).squeeze(-1), written.detach()
+            importance = mixture_importance(*drawn, self.teacher_share)
+            found["distance"] *= torch.where(chunk.off_policy, 1.0, importance)
+        return found
+
+    def _stored(self, diagnose: bool, chunk: Tokens, log_q: Tensor) -> dict[str, Tensor]:
+        """The same for off-policy tokens at which it was asked beforehand: on k + 1 events in place of V."""
+        assert chunk.top_actions is not None
+        return self.token_terms(chunk, chunk.top_log_probs, coarsened(log_q, chunk.top_actions), diagnose)
 
     def _over_chunks(self, terms: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         return weighted_sum(
@@ -216,7 +254,7 @@ class DistillationModule(L.LightningModule):
     def _advantages(self, micro_batches: Sequence[Batch]) -> list[Tensor | None]:
         """Each packed token's advantage; None without a horizon, a kernel, or student-written responses."""
         found: list[Tensor | None] = [None] * len(micro_batches)
-        if self.beta == 1.0:
+        if self.states.beta == 1.0:
             return found
         rollouts = [micro.rollout for micro in micro_batches]
         if self.horizon is not None:
@@ -233,13 +271,20 @@ class DistillationModule(L.LightningModule):
         needed before the first gradient. So a horizon costs one more forward of both policies."""
         tokens = self._pack(micro)
 
-        def terms(rows: slice, log_q: Tensor) -> dict[str, Tensor]:
-            chunk = tokens.at(rows)
+        def live(chunk: Tokens, log_q: Tensor) -> dict[str, Tensor]:
             log_p = self._teacher_log_probs(chunk)
             found = self.token_terms(chunk, log_p, log_q, diagnose=False)
             sampled = returns == "sampled" and log_p is not None
             cost = self.sampled_cost(chunk, log_p, log_q) if sampled else found["distance"]  # type: ignore[arg-type]
             return {"distance": found["distance"], "cost": cost}
+
+        def stored(chunk: Tokens, log_q: Tensor) -> dict[str, Tensor]:  # off-policy: no cost of anybody's
+            return {name: log_q.new_zeros(len(log_q)) for name in ("distance", "cost")}
+
+        def terms(rows: slice, log_q: Tensor) -> dict[str, Tensor]:
+            chunk = tokens.at(rows)
+            known = chunk.top_actions is not None
+            return by_teacher(chunk, log_q, live, stored) if known else live(chunk, log_q)
 
         return self._over_chunks(terms, tokens)[1]["cost"]
 
@@ -256,6 +301,8 @@ class DistillationModule(L.LightningModule):
         self.latest = {
             "update": self.update,
             **metrics,
+            **self.states.metrics(),
+            "cost/teacher_tokens": self.tokens_seen["teacher"],
             "time/seconds": now - self._started_at,
             "time/updates_per_second": rate,
         }
@@ -325,10 +372,12 @@ class DistillationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"update": self.update, "tokens_seen": dict(self.tokens_seen)}
+        self.states.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.update = checkpoint["progress"]["update"]
         self.tokens_seen = dict(checkpoint["progress"]["tokens_seen"])
+        self.states.load(checkpoint)
 
 
 def _constant(tokens: Tokens) -> Tokens:

@@ -16,6 +16,11 @@ train/learning_rate     of the student
 critic/loss             what the critics descend, after the last of the K steps
 critic/grad_norm        of the critics, before clipping
 critic/support_error    mean |moment gap over the actions that critic steps look at − over all|, same critic
+rollout/beta            the off-/on-policy factor of the next update, where it follows the validation loss
+rollout/age             mean number of updates since the student wrote the on-policy responses of this one
+rollout/writings        updates in which the student wrote, so far
+rollout/buffer          prompts in the replay buffer
+cost/teacher_tokens     tokens that the teacher read while distilling, so far
 time/seconds            since training began
 time/updates_per_second since the line before
 """

@@ -24,6 +24,7 @@ from amd_lightning.modules.divergence import DivergenceModule
 from amd_lightning.modules.horizon import Horizon, SequenceKernel
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.support import full_support, sampled_support, top_k_support
+from amd_lightning.replay import ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler
 from amd_lightning.training import StageSpec
 from tests.helpers import VOCABULARY, t5
@@ -165,9 +166,9 @@ def test_a_horizon_and_a_kernel_are_left_out_where_they_would_do_nothing() -> No
 
 def test_the_students_responses() -> None:
     values = {"rollout__temperature": 0.7, "rollout__responses": 3, "data__max_response_tokens": 9}
-    assert made(**values).sampler == HfSampler(9, 0.7, 3, None, 0.0)
+    assert made(**values).states.sampler == HfSampler(9, 0.7, 3, None, 0.0)
     mixed = made(**values, rollout__teacher_share=0.2)
-    assert mixed.sampler == HfSampler(9, 0.7, 3, TEACHER, 0.2)
+    assert mixed.states.sampler == HfSampler(9, 0.7, 3, TEACHER, 0.2)
     assert mixed.teacher_share == 0.2
 
 
@@ -183,7 +184,8 @@ def test_what_every_method_is_told(distance: str) -> None:
         trainer__log_every=4,
     )
     assert some.temperatures == (2.0, 0.5)
-    assert (some.beta, some.normalise, some.chunk_tokens, some.log_every) == (0.2, "sequence", 11, 4)
+    assert (some.states.beta, some.states.normalise) == (0.2, "sequence")
+    assert (some.chunk_tokens, some.log_every) == (11, 4)
     assert made(objective__distance=distance).chunk_tokens is None
 
 
@@ -192,7 +194,7 @@ def test_fine_tuning_is_likelihood_at_temperature_1_whatever_the_distillation() 
     config = demo(objective__student_temperature=3.0, objective__horizon__gamma=1.0, rollout__responses=4)
     some = make_fine_tuning(config, STUDENT, stage)
     assert isinstance(some, DivergenceModule)
-    assert (some.distance, some.beta, some.temperatures) == ("nll", 1.0, (1.0, 1.0))
+    assert (some.distance, some.states.beta, some.temperatures) == ("nll", 1.0, (1.0, 1.0))
     assert some.teacher is None
     assert some.horizon is None
 
@@ -204,3 +206,60 @@ def test_a_run_draws_samples_of_the_teacher_where_a_kernel_compares_with_them() 
         for values in (kernel, {**kernel, "objective__beta": 1.0}, {})
     ]
     assert asked_for == [5, 0, 0]
+
+
+def test_student_written_responses_that_serve_again() -> None:
+    buffer = made(
+        rollout__replay__capacity=40,
+        rollout__replay__refresh=0.3,
+        rollout__replay__decay=True,
+        rollout__replay__shuffle=True,
+    ).states.replay
+    assert isinstance(buffer, ReplayBuffer)
+    assert (buffer.capacity, buffer.refresh, buffer.decay, buffer.shuffle) == (40, 0.3, True, True)
+    again = made(rollout__reuse=3).states.replay
+    assert isinstance(again, Reuse)
+    assert again.times == 3
+    for none in (made(), made(rollout__reuse=3, objective__beta=1.0)):
+        assert none.states.replay is None
+
+
+def test_the_seed_of_a_buffer_is_the_runs() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        buffer = made(rollout__replay__capacity=40, seed=seed).states.replay
+        assert isinstance(buffer, ReplayBuffer)
+        states.append(buffer.generator.get_state())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_beta_that_follows_the_validation_loss() -> None:
+    some = made(
+        objective__beta=0.2, objective__adaptive_beta__step=0.3, objective__adaptive_beta__tolerance=0.05
+    )
+    adaptive = some.states.adaptive
+    assert adaptive is not None
+    assert (adaptive.floor, adaptive.step, adaptive.tolerance) == (0.2, 0.3, 0.05)
+    assert some.states.beta == 1.0
+    assert made(objective__beta=0.2).states.adaptive is None
+    assert made(objective__beta=1.0, objective__adaptive_beta__step=0.3).states.adaptive is None
+
+
+def test_likelihood_beside_a_distance() -> None:
+    assert made(objective__sft_weight=0.3).sft_weight == 0.3
+
+
+def test_a_run_writes_the_teacher_down_where_off_policy_states_are_seen() -> None:
+    values = {"rollout__teacher_top_k": 7, "objective__teacher_temperature": 2.0}
+    on_policy = {"objective__beta": 0.0}
+    later = {**on_policy, "objective__adaptive_beta__step": 0.1}
+    found = [build(demo(**values, **more), {}).top_k for more in ({}, on_policy, later)]
+    assert found == [(7, 2.0), None, (7, 2.0)]
+    assert build(demo(), {}).top_k is None
+    writes = {"rollout__off_policy": "teacher"}
+    assert [build(demo(**writes, **more), {}).teacher_writes for more in ({}, on_policy, later)] == [
+        True,
+        False,
+        True,
+    ]
