@@ -10,10 +10,11 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.config.choices import Actions, CriticKind, Distance, Features, Writer
+from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, Features, Writer
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
 from amd_lightning.config.pair import ModelConfig
+from amd_lightning.config.rules import ONLY_T5
 from amd_lightning.config.running import OptimiserConfig, StageConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.critics import (
@@ -187,7 +188,10 @@ def _task(data: DataConfig) -> Task:
 
 
 def _model(model: ModelConfig, stage: StageConfig) -> ModelSpec:
-    return ModelSpec(model.path, model.revision, model.dtype, asdict(model.architecture), _stage(stage))
+    architecture = asdict(model.architecture) | {"family": str(model.architecture.family)}
+    if model.architecture.family is Family.llama:
+        architecture = {name: value for name, value in architecture.items() if name not in ONLY_T5}
+    return ModelSpec(model.path, model.revision, model.dtype, architecture, _stage(stage))
 
 
 def _stage(stage: StageConfig) -> StageSpec:

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -21,11 +24,21 @@ from transformers.utils import logging as transformers_logging
 from amd_lightning.cache import directory_digest
 from amd_lightning.data.sources import DEMO, hub_reachable
 from amd_lightning.errors import HubUnreachableError, ModelError
+from amd_lightning.families import policy_for
 from amd_lightning.initialisation import imitate_trained_attention
 from amd_lightning.policies import Policy
 
 log = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
+
+
+def build_model(
+    architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, vocabulary_size: int
+) -> Policy:
+    """A model of `architecture["family"]` with fresh weights; see `build_t5` and `build_llama`."""
+    build = {"t5": build_t5, "llama": build_llama}[architecture["family"]]
+    fields = {name: value for name, value in architecture.items() if name != "family"}
+    return build(fields, tokenizer, vocabulary_size)
 
 
 def build_t5(
@@ -46,22 +59,46 @@ def build_t5(
     )
     model = T5ForConditionalGeneration(config)
     imitate_trained_attention(model)
-    return Policy(model)
+    return policy_for(model)
+
+
+def build_llama(
+    architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, vocabulary_size: int
+) -> Policy:
+    """A Llama with fresh weights, embeddings and head tied as in a T5; arguments as those of `build_t5`.
+
+    Args:
+        architecture: d_model, d_kv, d_ff, num_decoder_layers, num_heads, dropout_rate, as a T5 names them.
+    """
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=architecture["d_model"],
+        head_dim=architecture["d_kv"],
+        intermediate_size=architecture["d_ff"],
+        num_hidden_layers=architecture["num_decoder_layers"],
+        num_attention_heads=architecture["num_heads"],
+        attention_dropout=architecture["dropout_rate"],
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return policy_for(LlamaForCausalLM(config))
 
 
 def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> Policy:
     """A model folder or hub id as a policy. Safetensors alone; no code of the repository's is run.
 
     Raises:
-        ModelError: nothing loadable there, or not an encoder-decoder model.
+        ModelError: nothing loadable there, or no model that `policy_for` takes.
         HubUnreachableError: a hub id that is not cached, and no hub.
     """
 
     def load(source: str, **options: Any) -> Policy:
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, **options
-        )
-        return Policy(model)
+        seq2seq = AutoConfig.from_pretrained(source, **options).is_encoder_decoder
+        loader = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        model = loader.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+        return policy_for(model)
 
     return _from_folder_or_hub(load, path, revision, "model")
 
@@ -73,7 +110,15 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
         raise ModelError(
             f"the tokenizer {path} has no fast version (tokenizer.json); convert it with transformers"
         )
+    if tokenizer.pad_token_id is None:  # GPT-2's; masks come from lengths, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def is_causal(path: str, revision: str | None) -> bool:
+    """Whether a model's responses continue its prompts, by its config; raises as `load_policy` does."""
+    config = _from_folder_or_hub(AutoConfig.from_pretrained, path, revision, "model")
+    return not config.is_encoder_decoder
 
 
 def fingerprint(path: str, revision: str | None) -> dict[str, str]:
@@ -89,9 +134,9 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path
     """Weights (safetensors), configs and tokenizer, as `from_pretrained` loads them without this project."""
     model = policy.model
     model.generation_config = GenerationConfig(
-        decoder_start_token_id=model.config.decoder_start_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
+        pad_token_id=getattr(model.config, "pad_token_id", None),
         max_new_tokens=max_tokens,
     )
     with _without_bars():

@@ -25,8 +25,9 @@ from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation, evaluate
 from amd_lightning.models import (
-    build_t5,
+    build_model,
     fingerprint,
+    is_causal,
     load_policy,
     load_tokenizer,
     require_same_vocabulary,
@@ -113,12 +114,14 @@ class Pipeline:
 
     def _prepare_text(self, rows: Mapping[str, list[Example]]) -> None:
         """Tokenizer and tokenised splits, with what the length limits did to them said in the log."""
-        task = self.spec.task
+        task, teacher = self.spec.task, self.spec.teacher
         template = list(task.template)
-        if self.spec.teacher.path is not None:
-            self.tokenizer = load_tokenizer(self.spec.teacher.path, revision=self.spec.teacher.revision)
-            tokenizer_key: Any = fingerprint(self.spec.teacher.path, self.spec.teacher.revision)
+        if teacher.path is not None:
+            causal = is_causal(teacher.path, teacher.revision)
+            self.tokenizer = load_tokenizer(teacher.path, revision=teacher.revision)
+            tokenizer_key: Any = fingerprint(teacher.path, teacher.revision)
         else:
+            causal = teacher.architecture["family"] != "t5"
             texts = [
                 text
                 for example in rows["train"]
@@ -128,10 +131,12 @@ class Pipeline:
                 "rows": digest(rows["train"]),
                 "template": template,
                 "vocabulary_size": self.spec.vocabulary_size,
+                "causal": causal,
             }
 
             def make(folder: Path) -> None:
-                train_tokenizer(texts, self.spec.vocabulary_size).save_pretrained(folder)
+                tokenizer = train_tokenizer(texts, self.spec.vocabulary_size, causal=causal)
+                tokenizer.save_pretrained(folder)
 
             artifact = self._artifact("tokenizer", inputs, make)
             self.tokenizer, tokenizer_key = load_tokenizer(str(artifact.path)), artifact.key
@@ -140,7 +145,9 @@ class Pipeline:
         self.data_inputs: dict[str, Any] = {}
         for split in SPLITS:
             examples = rows[split]
-            self.splits[split], report = tokenise(examples, self.tokenizer, task.template, task.limits, split)
+            self.splits[split], report = tokenise(
+                examples, self.tokenizer, task.template, task.limits, split, causal
+            )
             if described := report.describe():
                 log.warning(described)
             self.outcome.rows[split] = len(self.splits[split])
@@ -201,7 +208,7 @@ class Pipeline:
     def _initial(self, spec: ModelSpec, teacher: Policy | None) -> Policy:
         """A model before its stage: loaded, its vocabulary checked against the teacher's, or built anew."""
         if spec.path is None:
-            return build_t5(
+            return build_model(
                 spec.architecture,
                 self.tokenizer,
                 vocabulary_size=teacher.vocabulary_size if teacher else len(self.tokenizer),

@@ -66,6 +66,13 @@ class Baseline(StrEnum):
     leave_one_out = "leave_one_out"
 
 
+class Family(StrEnum):
+    """What is built where a model is trained from scratch."""
+
+    t5 = "t5"
+    llama = "llama"
+
+
 class Source(StrEnum):
     """Where rows come from."""
 

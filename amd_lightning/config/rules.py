@@ -14,6 +14,7 @@ from amd_lightning.config.choices import (
     Baseline,
     CriticKind,
     Distance,
+    Family,
     Returns,
     Schedule,
     Source,
@@ -34,6 +35,9 @@ PARAMETER_OF = {
     "ab_beta": (Distance.alpha_beta,),
 }
 """Which distances a knob of `objective` belongs to."""
+
+ONLY_T5 = ("num_layers", "relative_attention_max_distance", "feed_forward_proj")
+"""What a Llama's architecture has no use for."""
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -88,7 +92,7 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
             )
     for name, model in (("teacher", pair.teacher), ("student", pair.student)):
         depth = model.architecture
-        if model.path is None and depth.num_decoder_layers > depth.num_layers:
+        if model.path is None and depth.family is Family.t5 and depth.num_decoder_layers > depth.num_layers:
             # transformers sizes the KV cache of a T5 by its encoder.
             yield (
                 f"pair.{name}.architecture.num_decoder_layers={depth.num_decoder_layers} must be at most "
@@ -98,6 +102,12 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         yield (
             "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher "
             "would not be the student's"
+        )
+    families = [model.architecture.family for model in (pair.teacher, pair.student) if model.path is None]
+    if len(set(families)) > 1:
+        yield (
+            f"pair.teacher.architecture.family={families[0]} and pair.student.architecture.family="
+            f"{families[1]} must be the same: a prompt is written for one family"
         )
     if optim.student.updates == 0:
         yield "optim.student.updates=0 distils nothing"
@@ -240,6 +250,9 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         ("student", pair.student, "student_start"),
     ):
         yield model.path is not None, f"pair.{name}.architecture", f"pair.{name}.path={model.path}"
+        llama = model.path is None and model.architecture.family is Family.llama
+        for key in ONLY_T5:
+            yield llama, f"pair.{name}.architecture.{key}", f"pair.{name}.architecture.family=llama"
         yield model.path is None, f"pair.{name}.revision", f"pair.{name}.path=null"
         yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
     brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"
