@@ -183,35 +183,37 @@ def _stays(work: Workload) -> dict[str, int]:
 
 def _student_step(work: Workload) -> dict[str, float]:
     """A micro-batch between its forward and the end of its backward pass; what earlier ones left behind."""
-    micro, tokens = work.micro_batch_size, work.micro_batch_size * work.responses * work.response_tokens
+    tokens = work.micro_batch_size * work.responses * work.response_tokens
+    learned = 2 if work.precision == "bf16-true" else 4
     casts = work.precision == "bf16-mixed" and work.student_bytes == 4
     kept = activation_bytes(
         work.student,
-        micro,
-        work.responses,
-        work.prompt_tokens,
-        work.response_tokens,
+        *_sizes(work),
         work.precision,
         checkpointing=work.checkpointing,
         adapters=work.adapters,
         casts_weights=casts,
     )
     learned = 2 if work.precision == "bf16-true" else 4
-    # The sum over chunks and the part that is added to it, beside the head's own gradient.
-    head = 0 if work.adapters else 4 * work.student.head_weights + learned * work.student.head_weights
+    head = 0 if work.adapters else work.student.head_weights
+    logits = chunk_bytes(work.student.vocabulary, min(work.chunk_tokens, tokens), work.distance)
+    full = work.critics is not None and work.critics.actions == work.student.vocabulary
+    busy = {
+        # A layer, nothing kept.
+        "teacher's forward": _teacher_forward(work),
+        # Beside the head's own gradient the sum over chunks and the part that is added to it.
+        "logits of a chunk": logits + (4 + learned) * head,
+        # A layer again, of gradients; the head's waits to be added to its own.
+        "backward of a layer": _forward(work.student, *_sizes(work), NARROW[work.precision]) + learned * head,
+    }
+    largest = max(busy, key=lambda name: busy[name])
+    # A support of all actions: its pieces, and all of them as one.
+    pieces = tokens * _support_bytes(work) if full and work.chunk_tokens < tokens else 0
     gradient = WIDE[work.precision] * tokens * work.student.width
-    chunk = min(work.chunk_tokens, tokens)
-    logits = chunk_bytes(work.student.vocabulary, chunk, work.distance)
-    full = bool(work.critics) and work.critics.actions == work.student.vocabulary
-    copied = tokens * _support_bytes(work) if full and chunk < tokens else 0  # pieces, and all of them as one
-    teacher = _teacher_forward(work)
-    busy = max(logits + head + copied, teacher)
     return {
         "activations": kept,
-        "logits of a chunk": min(busy, logits),
-        "gradient of the head": head if busy > teacher else 0,
-        "teacher's forward": max(0, busy - logits - head - copied),
-        "kept for the critics": _kept(work) + copied + gradient,
+        largest: busy[largest],
+        "kept for the critics": _kept(work) + pieces + gradient,
     }
 
 
@@ -226,14 +228,12 @@ def _teacher_forward(work: Workload) -> float:
     feed-forward layer; the encoder's output."""
     if work.teacher is None:
         return 0
-    return _forward(
-        work.teacher,
-        work.micro_batch_size,
-        work.responses,
-        work.prompt_tokens,
-        work.response_tokens,
-        max(work.teacher_bytes, 2),
-    )
+    return _forward(work.teacher, *_sizes(work), max(work.teacher_bytes, 2))
+
+
+def _sizes(work: Workload) -> tuple[int, int, int, int]:
+    """Of a micro-batch: prompts, responses to each, and their lengths."""
+    return work.micro_batch_size, work.responses, work.prompt_tokens, work.response_tokens
 
 
 def _forward(
