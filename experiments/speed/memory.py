@@ -43,22 +43,22 @@ RANK, STEPS = 64, 2
 USUAL = {
     "family": "t5",
     "width": 384,
-    "layers": 6,
-    "teacher_width": 512,
+    "layers": 4,
+    "teacher_width": 448,
     "vocabulary": 32128,
-    "batch": 8,
-    "micro": 8,
+    "batch": 16,
+    "micro": 16,
     "prompt": 128,
-    "response": 64,
+    "response": 32,
     "beta": 0.5,
     "distance": "moment_matching",
     "actions": 64,
 }
 CASES: dict[str, dict[str, Any]] = {
     "usual": {},
-    "batch 24": {"batch": 24, "micro": 24},
-    "batch 24, micro-batch 4": {"batch": 24, "micro": 4},
-    "long": {"prompt": 384, "batch": 4, "micro": 4},
+    "batch 32": {"batch": 32, "micro": 32},
+    "batch 32, micro-batch 4": {"batch": 32, "micro": 4},
+    "long prompts": {"prompt": 384, "batch": 8, "micro": 8},
     "vocabulary 8k": {"vocabulary": 8000, "batch": 16, "micro": 16},
     "all actions": {"vocabulary": 8000, "actions": 8000},
     "closed form": {"actions": 0},
@@ -237,7 +237,7 @@ def main() -> None:
 
 
 def _in_process(name: str, options: argparse.Namespace) -> dict[str, float]:
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
     command = [sys.executable, __file__, "--one", name, "--updates", str(options.updates)]
     command += ["--threads", str(options.threads)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
