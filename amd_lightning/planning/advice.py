@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from amd_lightning.planning.activations import LAYERS
 from amd_lightning.planning.memory import Workload, memory
 from amd_lightning.planning.shapes import Adapters
 
 LORA_RANK = 16
+NOTICEABLE = 0.98
+"""A change that leaves more of the peak than this is not worth a line."""
 
 
 class Change(NamedTuple):
@@ -31,7 +34,7 @@ def changes(work: Workload, capacity: int) -> list[Change]:
     useful: list[tuple[str, Callable[[Workload], Workload]]] = []
     for option, apply in _candidates(work):
         changed = apply(work)
-        if changed != work and (lower := memory(changed).peak) < peak:
+        if changed != work and (lower := memory(changed).peak) < NOTICEABLE * peak:
             found.append(Change(option, lower))
             useful.append((option, apply))
     if all(change.peak > capacity for change in found):
@@ -89,11 +92,12 @@ def _candidates(work: Workload) -> list[tuple[str, Callable[[Workload], Workload
 
 
 def _with_lora(work: Workload) -> Workload:
-    """All linear layers with adapters; of their sizes no more is known here than that they are about D wide."""
+    """Adapters on all linear layers but the head, as far as the shape tells their sizes."""
     if work.adapters:
         return work
     shape = work.student
-    each = 2 * shape.width + shape.feed_forward + shape.attention
-    encoder, decoder = 2 * each * shape.encoder_layers, 2 * each * shape.decoder_layers
-    parameters = 2 * LORA_RANK * (encoder + decoder)
+    reads = LAYERS[shape.kind].reads + (1 if shape.gated else 0)
+    inputs = reads * shape.width + shape.attention + shape.feed_forward
+    encoder, decoder = inputs * shape.encoder_layers, inputs * shape.decoder_layers
+    parameters = 2 * LORA_RANK * (encoder + decoder)  # as many outputs as inputs, about
     return replace(work, adapters=Adapters(parameters, encoder, decoder, dropout=False))

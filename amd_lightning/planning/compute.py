@@ -46,8 +46,8 @@ def flops(work: Workload) -> dict[str, int]:
     # Frozen weights need no gradient of their own; what is computed again costs a forward pass.
     backward = forward * (1 if work.adapters else 2)
     parts = {
-        "student forward and backward": forward + backward + (forward if work.checkpointing else 0),
-        "student's head": 2 * tokens * work.student.head_weights * (2 if work.adapters else 3),
+        "forward and backward": forward + backward + (forward if work.checkpointing else 0),
+        "head": 2 * tokens * work.student.head_weights * (2 if work.adapters else 3),
     }
     if work.on_responses:
         sequences = work.batch_size * work.on_responses

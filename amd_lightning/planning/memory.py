@@ -117,6 +117,14 @@ class Workload:
         """Parameters of the student that learn."""
         return self.adapters.parameters if self.adapters else self.student.parameters
 
+    @property
+    def learned_bytes(self) -> float:
+        """Of a weight that learns, of its gradient, and of each of AdamW's two moments; adapters are float32
+        beside weights of any type."""
+        if self.precision == "bf16-true":
+            return 2
+        return 4 if self.adapters else self.student_bytes
+
     def on(self, devices: int, sharded: bool) -> "Workload":
         """One device's part of the same update on so many."""
         batch = ceil(self.batch_size / devices)
@@ -148,7 +156,7 @@ class Memory(NamedTuple):
 
 def memory(work: Workload) -> Memory:
     """Everything that a device holds; `work` is its part of the batch (see `Workload.on`)."""
-    phases = {"student's step": _student_step(work)}
+    phases = {"a micro-batch": _micro_batch(work)}
     if work.on_responses:
         phases["writing responses"] = _writing(work)
     if work.critics:
@@ -160,18 +168,18 @@ def memory(work: Workload) -> Memory:
 
 def _stays(work: Workload) -> dict[str, int]:
     share = work.devices if work.sharded else 1
-    learned = 2 if work.precision == "bf16-true" else 4
-    frozen = work.student_bytes if work.precision != "bf16-true" else 2
-    parts: dict[str, float] = {"student weights": work.student.parameters * frozen / share}
+    learned = work.learned_bytes
+    weight = 2 if work.precision == "bf16-true" else work.student_bytes
+    parts: dict[str, float] = {"weights": work.student.parameters * weight / share}
     if work.adapters:
-        parts["student weights"] += learned * work.adapters.parameters / share
+        parts["weights"] += learned * work.adapters.parameters / share
     if work.teacher:
         teacher = work.teacher.parameters * work.teacher_bytes + 4 * work.teacher_adapters
         parts["teacher weights"] = teacher / share
     parts["gradients"] = learned * work.trainable / share
     parts["optimizer state"] = 2 * learned * work.trainable / share
     if work.critics:
-        parts["critics"] = 4 * learned * work.critics.count * work.critics.parameters / share
+        parts["critics"] = 4 * (2 if work.precision == "bf16-true" else 4) * work.critics.count * work.critics.parameters / share
     if work.devices > 1:
         if work.sharded:
             # The piece at work and the one that is fetched meanwhile, in the precision of products.
@@ -181,10 +189,10 @@ def _stays(work: Workload) -> dict[str, int]:
     return _whole(parts)
 
 
-def _student_step(work: Workload) -> dict[str, float]:
+def _micro_batch(work: Workload) -> dict[str, float]:
     """A micro-batch between its forward and the end of its backward pass; what earlier ones left behind."""
     tokens = work.micro_batch_size * work.responses * work.response_tokens
-    learned = 2 if work.precision == "bf16-true" else 4
+    learned = work.learned_bytes
     casts = work.precision == "bf16-mixed" and work.student_bytes == 4
     kept = activation_bytes(
         work.student,
@@ -194,7 +202,6 @@ def _student_step(work: Workload) -> dict[str, float]:
         adapters=work.adapters,
         casts_weights=casts,
     )
-    learned = 2 if work.precision == "bf16-true" else 4
     head = 0 if work.adapters else work.student.head_weights
     logits = chunk_bytes(work.student.vocabulary, min(work.chunk_tokens, tokens), work.distance)
     full = work.critics is not None and work.critics.actions == work.student.vocabulary
@@ -213,7 +220,7 @@ def _student_step(work: Workload) -> dict[str, float]:
     return {
         "activations": kept,
         largest: busy[largest],
-        "kept for the critics": _kept(work) + pieces + gradient,
+        "kept of all tokens": _kept(work) + pieces + gradient,
     }
 
 
@@ -277,7 +284,7 @@ def _critic_steps(work: Workload) -> dict[str, float]:
     full = work.critics.actions == work.student.vocabulary
     per_action = 2 if full else work.critics.rank
     values = CRITIC_COPIES * 4 * tokens * work.critics.actions * per_action
-    return {"critic steps": values, "kept for the critics": _kept(work)}
+    return {"critic steps": values, "kept of all tokens": _kept(work)}
 
 
 def kv_cache_bytes(

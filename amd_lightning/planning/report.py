@@ -56,8 +56,8 @@ def plain(stages: Sequence[Stage], capacity: int, devices: int) -> dict[str, Any
             {
                 "name": stage.name,
                 "updates": stage.updates,
-                "parameters": parameters(stage.work),
-                "tokens_per_update": tokens(stage.work),
+                "parameters": parameters(stage),
+                "tokens_per_update": tokens(stage),
                 "flops_per_update": flops(stage.work),
                 "memory": [
                     {
@@ -77,9 +77,10 @@ def plain(stages: Sequence[Stage], capacity: int, devices: int) -> dict[str, Any
     }
 
 
-def parameters(work: Workload) -> dict[str, int]:
+def parameters(stage: Stage) -> dict[str, int]:
     """Of each model and of what learns."""
-    found = {"student": work.student.parameters}
+    work = stage.work
+    found = {stage.student: work.student.parameters + (work.adapters.parameters if work.adapters else 0)}
     if work.teacher:
         found["teacher"] = work.teacher.parameters + work.teacher_adapters
     if work.critics:
@@ -87,8 +88,9 @@ def parameters(work: Workload) -> dict[str, int]:
     return {**found, "trainable": work.trainable}
 
 
-def tokens(work: Workload) -> dict[str, int]:
+def tokens(stage: Stage) -> dict[str, int]:
     """An update's, at the full lengths."""
+    work = stage.work
     each = work.batch_size * work.response_tokens
     found = {
         "prompt": work.batch_size * work.prompt_tokens,
@@ -128,7 +130,7 @@ def _sizes(stages: Sequence[Stage]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for title, of in (("parameters", parameters), ("tokens", tokens)):
-        _rows(table, title, [of(stage.work) for stage in stages], _count)
+        _rows(table, title, [of(stage) for stage in stages], _count)
     operations = [flops(stage.work) for stage in stages]
     _rows(table, "TFLOP", [{**parts, "in all": sum(parts.values())} for parts in operations], _tera)
     table.add_row("updates", *(f"{stage.updates:,}" for stage in stages))
@@ -137,8 +139,9 @@ def _sizes(stages: Sequence[Stage]) -> Table:
 
 def _rows(table: Table, title: str, columns: Sequence[dict[str, int]], words: Any) -> None:
     names = list(dict.fromkeys(name for column in columns for name in column))
+    table.add_row(title, style="italic")
     for name in sorted(names, key=lambda name: name in ("trainable", "in all")):
-        table.add_row(f"{title}: {name}", *(words(column[name]) if name in column else "" for column in columns))
+        table.add_row(f"  {name}", *(words(column[name]) if name in column else "" for column in columns))
     table.add_section()
 
 
@@ -150,7 +153,7 @@ def _memory_table(stage: Stage, capacity: int, on: Sequence[Layout]) -> Table:
     found = [layout.of(stage.work) for layout in on]
     _rows(table, "stays", [each.stays for each in found], _bare_gb)
     for phase in found[0].phases:
-        _rows(table, phase, [each.phases[phase] for each in found], _bare_gb)
+        _rows(table, f"while: {phase}", [each.phases[phase] for each in found], _bare_gb)
     table.add_row("peak, in", *(each.largest_phase for each in found))
     table.add_row(f"peak of {capacity / GB:g}", *(_bare_gb(each.peak) for each in found), style="bold")
     return table
@@ -162,7 +165,7 @@ def _verdict(stage: Stage, capacity: int, devices: int) -> list[str]:
         peak = layout.of(stage.work).peak
         word = "fits" if peak <= capacity else "DOES NOT FIT"
         lines.append(f"{layout.name}: {word} ({_gb(peak)} of {capacity / GB:g} GB)")
-    return ["   ".join(lines), *(f"  {line}" for line in advice(stage, capacity))]
+    return [*lines, *(f"  {line}" for line in advice(stage, capacity))]
 
 
 def _gb(size: int) -> str:
