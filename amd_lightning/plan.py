@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -63,8 +62,12 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--help). Example: python -m amd_lightning.plan +experiment=dolly scale=paper pair=gpt2_xl_base",
         allow_abbrev=False,
     )
-    parser.add_argument("--gpu-gb", type=_positive, default=80.0, help="memory of a device in 10^9 bytes [80]")
-    parser.add_argument("--devices", type=_count, default=8, help="also on so many, as copies and in shards [8]")
+    parser.add_argument(
+        "--gpu-gb", type=_positive, default=80.0, help="memory of a device in 10^9 bytes [80]"
+    )
+    parser.add_argument(
+        "--devices", type=_count, default=8, help="also on so many, as copies and in shards [8]"
+    )
     parser.add_argument("--json", action="store_true", help="everything as JSON, in bytes and operations")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the run")
     options = parser.parse_intermixed_args(list(arguments))
@@ -106,7 +109,13 @@ def stages_of(config: RunConfig) -> list[Stage]:
     student = _sizes(config, config.pair.student, "student")
     optim = config.optim
     stages = [
-        Stage("teacher", _fine_tuning(config, *teacher, optim.teacher), optim.teacher.updates, "teacher", "teacher"),
+        Stage(
+            "teacher",
+            _fine_tuning(config, *teacher, optim.teacher),
+            optim.teacher.updates,
+            "teacher",
+            "teacher",
+        ),
         Stage(
             "student start",
             _fine_tuning(config, *student, optim.student_start),
@@ -115,7 +124,11 @@ def stages_of(config: RunConfig) -> list[Stage]:
             "student_start",
         ),
         Stage(
-            "distillation", _distillation(config, student, teacher), optim.student.updates, "student", "student"
+            "distillation",
+            _distillation(config, student, teacher),
+            optim.student.updates,
+            "student",
+            "student",
         ),
     ]
     return [stage for stage in stages if stage.updates]

@@ -62,6 +62,12 @@ LAYERS = {
     "config.running": "config.choices config.knobs",
     "config.schema": "config.knobs config.data config.pair config.method config.running",
     "config.rules": "config",
+    "planning.shapes": "errors",
+    "planning.activations": "planning.shapes",
+    "planning.memory": "planning.shapes planning.activations",
+    "planning.compute": "planning.shapes planning.memory",
+    "planning.advice": "planning.shapes planning.activations planning.memory",
+    "planning.report": "planning",
     "analysis.runs": "errors",
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
@@ -71,11 +77,12 @@ LAYERS = {
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config errors",
+    "plan": "planning config cli build objectives errors",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "run"}, "hydra": {"cli", "run"}}
+MAY_USE = {"omegaconf": SCHEMA | {"build", "cli", "plan", "run"}, "hydra": {"cli", "plan", "run"}}
 
 
 def module_names(package: Path) -> dict[str, Path]:

@@ -85,7 +85,9 @@ def activation_bytes(
         prompt, response = prompts * prompt_tokens, sequences * response_tokens
         frozen = adapters is not None
         encoder = _layer(shape, prompt, prompts * prompt_tokens**2, precision, frozen)
-        decoder = _layer(shape, response, sequences * response_tokens**2, precision, frozen)
+        masked = LAYERS[shape.kind].keeps_pairs == "mask"  # of prompts alone; a decoder's is understood
+        pairs = 0 if masked else sequences * response_tokens**2
+        decoder = _layer(shape, response, pairs, precision, frozen)
         decoder += _cross_attention(shape, sequences, prompt_tokens, response_tokens, precision, frozen)
         once = 3 * wide * shape.width * (prompt * (2 if responses > 1 else 1) + response)
         layers = shape.encoder_layers * encoder + shape.decoder_layers * decoder

@@ -179,7 +179,13 @@ def _stays(work: Workload) -> dict[str, int]:
     parts["gradients"] = learned * work.trainable / share
     parts["optimizer state"] = 2 * learned * work.trainable / share
     if work.critics:
-        parts["critics"] = 4 * (2 if work.precision == "bf16-true" else 4) * work.critics.count * work.critics.parameters / share
+        parts["critics"] = (
+            4
+            * (2 if work.precision == "bf16-true" else 4)
+            * work.critics.count
+            * work.critics.parameters
+            / share
+        )
     if work.devices > 1:
         if work.sharded:
             # The piece at work and the one that is fetched meanwhile, in the precision of products.

@@ -130,12 +130,16 @@ def config_of(path: str, revision: str | None = None) -> PreTrainedConfig:
     is_folder = folder.is_dir() or path.startswith((".", "/", "~"))
     options = {"revision": revision} if revision and not is_folder else {}
     try:
-        config = AutoConfig.from_pretrained(str(folder) if is_folder else path, local_files_only=True, **options)
+        config = AutoConfig.from_pretrained(
+            str(folder) if is_folder else path, local_files_only=True, **options
+        )
     except (OSError, ValueError, KeyError) as error:
         if not is_folder and path in PUBLISHED:
             sizes = dict(PUBLISHED[path])
             return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-        hint = "there is no readable config.json" if is_folder else "it is in no local cache and not known here"
+        hint = (
+            "there is no readable config.json" if is_folder else "it is in no local cache and not known here"
+        )
         raise ModelError(
             f"the sizes of {path} are unknown: {hint}; give a model folder, or one of {', '.join(PUBLISHED)}"
         ) from error

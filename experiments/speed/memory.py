@@ -21,8 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, T5Config
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from amd_lightning.critics import ClosedFormCritic, CriticHead, CriticPair, QCritic, ResidualCritic
 from amd_lightning.data.examples import Example, TokenisedExample
@@ -82,10 +88,14 @@ def config_of(case: dict[str, Any], width: int) -> PreTrainedConfig:
             num_key_value_heads=heads,
         )
     if case["family"] == "gpt2":
-        free = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 1}
-        return GPT2Config(
-            vocab_size=case["vocabulary"], n_embd=width, n_layer=layers, n_head=heads, **free
-        )
+        free = {
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        }
+        return GPT2Config(vocab_size=case["vocabulary"], n_embd=width, n_layer=layers, n_head=heads, **free)
     return T5Config(
         vocab_size=case["vocabulary"],
         d_model=width,
@@ -226,11 +236,18 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(file.read_text())["cases"] if file.exists() else {}
     for name in options.cases:
         estimate = memory(work_of(USUAL | CASES[name]))
-        rows[name] = {**_in_process(name, options), "estimate": estimate.peak, "phase": estimate.largest_phase}
+        rows[name] = {
+            **_in_process(name, options),
+            "estimate": estimate.peak,
+            "phase": estimate.largest_phase,
+        }
         print(_row(name, rows[name]), flush=True)
         if len(options.cases) == 1:
             print(_parts(estimate))
-        content = {"updates": options.updates, "cases": {known: rows[known] for known in CASES if known in rows}}
+        content = {
+            "updates": options.updates,
+            "cases": {known: rows[known] for known in CASES if known in rows},
+        }
         file.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -252,7 +269,11 @@ def _row(name: str, row: dict[str, Any]) -> str:
 
 def _parts(estimate: Memory) -> str:
     groups = {"stays": estimate.stays, **estimate.phases}
-    lines = [f"  {group}: {name} {size / 2**20:,.0f}" for group, parts in groups.items() for name, size in parts.items()]
+    lines = [
+        f"  {group}: {name} {size / 2**20:,.0f}"
+        for group, parts in groups.items()
+        for name, size in parts.items()
+    ]
     return "\n".join(lines)
 
 
