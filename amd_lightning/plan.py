@@ -1,8 +1,8 @@
 """What a run will take before it is started: `python -m amd_lightning.plan +experiment=samsum scale=paper`.
 
-Parameters, tokens and floating-point operations of an update, and the memory of one device and of several, for
-each of the run's training stages, from the models' configs alone: nothing is downloaded, no weight is made. The
-estimate is `planning/`, and experiments/speed/memory.md compares it with measured peaks.
+Parameters, tokens and floating-point operations of an update, and the memory of one device and of several,
+for each of the run's training stages, from the models' configs alone: nothing is downloaded, no weight is
+made. The estimate is `planning/`, and experiments/speed/memory.md compares it with measured peaks.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m amd_lightning.plan",
-        description="What a run will take: parameters, operations and memory, and what to change where it does "
-        "not fit. All lengths are taken at their limits.",
+        description="What a run will take: parameters, operations and memory, and what to change where it "
+        "does not fit. All lengths are taken at their limits.",
         epilog="KEY=VALUE, +experiment=NAME and the rest are those of `python -m amd_lightning.run` (see its "
         "--help). Example: python -m amd_lightning.plan +experiment=dolly scale=paper pair=gpt2_xl_base",
         allow_abbrev=False,
@@ -108,28 +108,13 @@ def stages_of(config: RunConfig) -> list[Stage]:
     teacher = _sizes(config, config.pair.teacher, "teacher")
     student = _sizes(config, config.pair.student, "student")
     optim = config.optim
+    first = _fine_tuning(config, *teacher, optim.teacher)
+    start = _fine_tuning(config, *student, optim.student_start)
+    last = _distillation(config, student, teacher)
     stages = [
-        Stage(
-            "teacher",
-            _fine_tuning(config, *teacher, optim.teacher),
-            optim.teacher.updates,
-            "teacher",
-            "teacher",
-        ),
-        Stage(
-            "student start",
-            _fine_tuning(config, *student, optim.student_start),
-            optim.student_start.updates,
-            "student",
-            "student_start",
-        ),
-        Stage(
-            "distillation",
-            _distillation(config, student, teacher),
-            optim.student.updates,
-            "student",
-            "student",
-        ),
+        Stage("teacher", first, optim.teacher.updates, "teacher", "teacher"),
+        Stage("student start", start, optim.student_start.updates, "student", "student_start"),
+        Stage("distillation", last, optim.student.updates, "student", "student"),
     ]
     return [stage for stage in stages if stage.updates]
 
@@ -146,7 +131,7 @@ def _sizes(config: RunConfig, model: TeacherConfig | StudentConfig, who: str) ->
 
 
 def _built(config: RunConfig, model: ModelConfig) -> PreTrainedConfig:
-    """The config of a model that is trained from scratch; its vocabulary is the teacher's where that is loaded."""
+    """The config of a model that is trained from scratch, its vocabulary that of a loaded teacher."""
     sizes, path = model.architecture, config.pair.teacher.path
     vocabulary = config.pair.tokenizer.vocabulary_size
     if path:
@@ -244,8 +229,8 @@ def _title(config: RunConfig) -> str:
     objective = config.objective
     return (
         f"{config.data.task}, {config.pair.name}, scale={config.scale}: {objective.distance} at beta "
-        f"{objective.beta:g}, {config.trainer.precision}; prompts of {config.data.max_prompt_tokens} and responses "
-        f"of {config.data.max_response_tokens} tokens"
+        f"{objective.beta:g}, {config.trainer.precision}; prompts of {config.data.max_prompt_tokens} and "
+        f"responses of {config.data.max_response_tokens} tokens"
     )
 
 

@@ -75,7 +75,7 @@ def activation_bytes(
         precision: "32-true", "bf16-mixed" or "bf16-true".
         checkpointing: keep each layer's input alone, and one layer in full while it is computed again.
         adapters: where LoRA learns and all else is frozen.
-        casts_weights: whether float32 weights are cast for every product, as autocast does; the casts are kept.
+        casts_weights: whether float32 weights are cast for every product and the casts kept: autocast.
 
     Returns:
         Bytes.
@@ -132,8 +132,8 @@ def _layer(shape: ModelShape, tokens: int, scores: int, precision: str, frozen: 
 def _cross_attention(
     shape: ModelShape, sequences: int, prompt_tokens: int, response_tokens: int, precision: str, frozen: bool
 ) -> int:
-    """Bytes that the cross-attention of a decoder layer adds: a norm, queries and output, keys and values of the
-    prompt, and the mask or bias of every pair."""
+    """Bytes that the cross-attention of a decoder layer adds: a norm, queries and output, keys and values of
+    the prompt, and the mask or bias of every pair."""
     wide, narrow, layers = WIDE[precision], NARROW[precision], LAYERS[shape.kind]
     norm = (1 if frozen else layers.norm_keeps[precision]) * shape.width * wide
     casts = shape.width * narrow if precision == "bf16-mixed" and not frozen else 0

@@ -14,7 +14,7 @@ NOTICEABLE = 0.98
 
 
 class Change(NamedTuple):
-    """A change of the configuration, as it is written on the command line, and the peak on one device after it.
+    """A change of the configuration as the command line has it, and the peak on one device after it.
 
     {student} in the option stands for the section of the policy that learns, {stage} for its optimizer's.
     """
@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
 
 def changes(work: Workload, capacity: int) -> list[Change]:
-    """What lowers the peak: each change by itself; if none of them fits, as many together as it takes, in order.
+    """What lowers the peak: each change by itself; if none of them fits, as many together as it takes.
 
     Args:
         work: the whole batch's stage on one device.
@@ -53,7 +53,7 @@ def changes(work: Workload, capacity: int) -> list[Change]:
 
 
 def devices_that_fit(work: Workload, capacity: int, most: int = 64) -> tuple[int, int] | None:
-    """The fewest devices (a power of 2) that hold the stage in shards, and the peak on each; None over `most`."""
+    """The fewest devices (a power of 2) that hold the stage in shards, each one's peak; None over `most`."""
     devices = 2
     while devices <= most:
         peak = memory(work.on(devices, sharded=True)).peak

@@ -1,8 +1,8 @@
 """Floating-point operations of an update, part by part.
 
-A matrix of n entries costs 2·n operations a token forward; backward costs the same again for the gradient of its
-input and once more for its own (Kaplan et al. 2020, arXiv 2001.08361, §2.1 and table 1; Hoffmann et al. 2022,
-arXiv 2203.15556, appendix F). Attention costs 4·heads·head size a pair of tokens, all pairs counted. Norms,
+A matrix of n entries costs 2·n operations a token forward; backward costs the same again for the gradient of
+its input and once more for its own (Kaplan et al. 2020, arXiv 2001.08361, §2.1 and table 1; Hoffmann et al.
+2022, arXiv 2203.15556, appendix F). Attention costs 4·heads·head size a pair of tokens, all pairs counted. Norms,
 softmax and activations are left out: they take time on memory, not on arithmetic.
 """
 
@@ -29,8 +29,8 @@ def forward_flops(
 
 
 def generation_flops(shape: ModelShape, sequences: int, prompt_tokens: int, response_tokens: int) -> int:
-    """Responses written token by token with a KV cache: as one forward pass in all, each token seeing what stands
-    before it, and the head for every token."""
+    """Responses written token by token with a KV cache: as one forward pass in all, each token seeing what
+    stands before it, and the head for every token."""
     length = prompt_tokens + response_tokens
     read = forward_flops(shape, sequences, 1, prompt_tokens, 1)
     seen = response_tokens * (length if shape.encoder_layers else prompt_tokens + response_tokens // 2)

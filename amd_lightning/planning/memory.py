@@ -1,12 +1,12 @@
 """What an update and a validation hold in memory, part by part, and where the peak is.
 
-Some of it stays (weights, gradients, optimizer state, critics), the rest belongs to a phase: the student writes
-its responses; a micro-batch goes forward and backward, its logits chunk by chunk; critics step; held-out prompts
-are answered. The peak is what stays and the largest phase. All lengths are taken at their limits, so the
-estimate is an upper one for text that is shorter.
+Some of it stays (weights, gradients, optimizer state, critics), the rest belongs to a phase: the student
+writes its responses; a micro-batch goes forward and backward, its logits chunk by chunk; critics step;
+held-out prompts are answered. The peak is what stays and the largest phase. All lengths are at their limits,
+so the estimate is an upper one for text that is shorter.
 
-Sixteen bytes a parameter for weights, gradients and AdamW in float32: Rajbhandari et al. 2020 (arXiv 1910.02054,
-§3.1), less their additional half-precision copy. Activations: `activations.py`.
+Sixteen bytes a parameter for weights, gradients and AdamW in float32: Rajbhandari et al. 2020 (arXiv
+1910.02054, §3.1), less their additional half-precision copy. Activations: `activations.py`.
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ USUAL = 10.0
 SUPPORT_BYTES = 8 + 3 * 4
 """Of an action in a support: its index, and difference, mixture and log-ratio."""
 CRITIC_COPIES = 4
-"""Gathered rows of the critic's last layer, their gradient, and what is made of both, at a critic step's peak."""
+"""Gathered rows of the critic's last layer, their gradient, and what is made of both, at a step's peak."""
 
 
 @dataclass(frozen=True)
@@ -231,14 +231,13 @@ def _micro_batch(work: Workload) -> dict[str, float]:
 
 
 def chunk_bytes(vocabulary: int, tokens: int, distance: str) -> float:
-    """The [n, V] tensors of a chunk at its peak: of an update that is logged, where the diagnosis holds more."""
+    """The [n, V] tensors of a chunk at its peak: of an update that is logged, where that holds more."""
     tensors = CHUNK_TENSORS.get(distance, USUAL)
     return 4 * tokens * vocabulary * (tensors if distance == "nll" else max(tensors, DIAGNOSED))
 
 
 def _teacher_forward(work: Workload) -> float:
-    """A layer of the teacher's at work, nothing kept: the residual stream, a norm, and the larger of attention and
-    feed-forward layer; the encoder's output."""
+    """A layer of the teacher's at work, nothing kept."""
     if work.teacher is None:
         return 0
     return _forward(work.teacher, *_sizes(work), max(work.teacher_bytes, 2))
@@ -252,7 +251,8 @@ def _sizes(work: Workload) -> tuple[int, int, int, int]:
 def _forward(
     shape: ModelShape, prompts: int, responses: int, prompt_tokens: int, response_tokens: int, size: float
 ) -> float:
-    """Bytes of a forward pass without gradients at its peak; `size` bytes an entry."""
+    """Bytes of a forward pass without gradients at its peak, `size` bytes an entry: the residual stream, a norm,
+    and the larger of attention and feed-forward layer; the encoder's output."""
     sequences = prompts * responses
     if shape.encoder_layers:
         tokens = max(prompts * prompt_tokens, sequences * response_tokens)

@@ -2,9 +2,9 @@
 
     python experiments/speed/memory.py [--updates 2] [--threads 1] [--cases NAME ...]
 
-Each case is a process of its own: it imports everything, makes an update of a tiny pair, and notes what it then
-holds; then come the pair of the case and its updates, at the full length of every prompt and response, and the
-peak of resident memory above that note. Freed tensors are given back to the system at once (a fixed
+Each case is a process of its own: it imports everything, makes an update of a tiny pair, and notes what it
+then holds; then come the pair of the case and its updates, at the full length of all prompts and responses,
+and the peak of resident memory above that note. Freed tensors are given back to the system at once (a fixed
 MALLOC_MMAP_THRESHOLD_), or the peak would be the allocator's. Float32 on the CPU, without dropout.
 Writes memory.json beside this file, case by case; memory.md has its table.
 """

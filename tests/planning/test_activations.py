@@ -58,7 +58,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "precision"), CASES)
+@pytest.mark.parametrize("family,precision", CASES)
 def test_what_is_kept_is_what_autograd_keeps(family: str, precision: str) -> None:
     config = tiny(family)
     model = built(config).train()
@@ -73,7 +73,7 @@ def test_what_is_kept_is_what_autograd_keeps(family: str, precision: str) -> Non
 
 
 def test_a_hand_computed_layer() -> None:
-    """Llama in float32, one token more than the prompt: 6 D of norms, 4 D of attention, 4 F, 3 D at the ends."""
+    """Llama in float32: 6 D of norms, 4 D of attention, 4 F, and 3 D at the ends."""
     shape = replace(shape_of(tiny("llama"), "llama"), decoder_layers=1)
     tokens = 3 * (7 + 5 - 1)
     assert activation_bytes(shape, 3, 1, 7, 5, "32-true") == 4 * tokens * (6 * 40 + 4 * 40 + 4 * 56 + 3 * 40)

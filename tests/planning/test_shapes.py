@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BartConfig,
+    BertConfig,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
@@ -126,14 +126,9 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_unknown_sizes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no readable config.json"):
+    with pytest.raises(ModelError, match="no readable config"):
         config_of(str(tmp_path))
     with pytest.raises(ModelError, match="known here; give a model folder"):
         config_of("nobody/has-this")
-    with (
-        torch.device("meta"),
-        pytest.raises(ModelError, match="no estimate is known for models of type bert"),
-    ):
-        from transformers import BertConfig
-
+    with pytest.raises(ModelError, match="no estimate is known for models of type bert"):
         shape_of(BertConfig(), "bert")
