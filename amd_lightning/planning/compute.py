@@ -2,8 +2,8 @@
 
 A matrix of n entries costs 2·n operations a token forward; backward costs the same again for the gradient of
 its input and once more for its own (Kaplan et al. 2020, arXiv 2001.08361, §2.1 and table 1; Hoffmann et al.
-2022, arXiv 2203.15556, appendix F). Attention costs 4·heads·head size a pair of tokens, all pairs counted. Norms,
-softmax and activations are left out: they take time on memory, not on arithmetic.
+2022, arXiv 2203.15556, appendix F). Attention costs 4·heads·head size a pair of tokens, all pairs counted.
+Norms, softmax and activations are left out: they take time on memory, not on arithmetic.
 """
 
 from amd_lightning.planning.memory import Workload

@@ -251,8 +251,8 @@ def _sizes(work: Workload) -> tuple[int, int, int, int]:
 def _forward(
     shape: ModelShape, prompts: int, responses: int, prompt_tokens: int, response_tokens: int, size: float
 ) -> float:
-    """Bytes of a forward pass without gradients at its peak, `size` bytes an entry: the residual stream, a norm,
-    and the larger of attention and feed-forward layer; the encoder's output."""
+    """Bytes of a forward pass without gradients at its peak, `size` bytes an entry: the residual stream, a
+    norm, and the larger of attention and feed-forward layer; the encoder's output."""
     sequences = prompts * responses
     if shape.encoder_layers:
         tokens = max(prompts * prompt_tokens, sequences * response_tokens)
