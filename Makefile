@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench-critics bench-objectives constraints clean
+.PHONY: help install demo test lint format bench-critics bench-memory bench-objectives constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-objectives: $(INSTALLED) ## dense against chunked heads: time and peak mem
 
 bench-critics: $(INSTALLED) ## what the critics cost at a real vocabulary; options in ARGS='--rounds 2 ...'
 	$(BIN)/python experiments/speed/critic_share.py $(ARGS)
+
+bench-memory: $(INSTALLED) ## the plan's memory estimate against measured peaks; options in ARGS='--cases kl ...'
+	$(BIN)/python experiments/speed/memory.py $(ARGS)
 
 constraints: ## resolve the ranges of pyproject.toml anew into constraints.txt; WITH='torch==2.13.0' holds one
 	$(PYTHON) -m venv --clear .venv-fresh

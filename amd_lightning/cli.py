@@ -317,7 +317,7 @@ def knobs() -> str:
     meanings = {knob.name: knob.metadata["meaning"] for knob in fields(RunConfig)}
     for group in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
         options = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
-        plus = "+" if group.name in ("experiment", "sweep") else " "
+        plus = "+" if group.name in ("experiment", "recipe", "sweep") else " "
         lines += _wrapped(options, first=f"   {plus}{group.name + '=':<14}", rest=" " * 18)
         lines += _wrapped(meanings.get(group.name, ""), first=" " * 20, rest=" " * 20)
     lines += [

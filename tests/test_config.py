@@ -135,7 +135,7 @@ OPTION_FILES = [path for path in FILES if path.parent != conf_dir()]
 @pytest.mark.parametrize("path", OPTION_FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_choosing_a_file_gives_every_value_in_it(path: Path) -> None:
     group = path.parent.name
-    plus = "+" if group in ("experiment", "sweep") else ""
+    plus = "+" if group in ("experiment", "recipe", "sweep") else ""
     config = composed(f"{plus}{group}={path.stem}")
     content = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(content, dict)

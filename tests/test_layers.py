@@ -81,6 +81,12 @@ LAYERS = {
     "config.running": "config.choices config.knobs",
     "config.schema": "config.knobs config.data config.pair config.method config.running",
     "config.rules": "config",
+    "planning.shapes": "errors",
+    "planning.activations": "planning.shapes",
+    "planning.memory": "planning.shapes planning.activations",
+    "planning.compute": "planning.shapes planning.memory",
+    "planning.advice": "planning.shapes planning.activations planning.memory",
+    "planning.report": "planning",
     "analysis.runs": "errors",
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
@@ -93,11 +99,12 @@ LAYERS = {
     "cli": "config errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
+    "plan": "planning config cli build objectives errors",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-COMPOSING = {"cli", "run", "presets", "show_data"}
+COMPOSING = {"cli", "run", "presets", "show_data", "plan"}
 MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build"}, "hydra": COMPOSING}
 
 
