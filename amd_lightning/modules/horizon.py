@@ -66,9 +66,7 @@ def kernel_costs(rollout: Rollout, kernel: SequenceKernel) -> Tensor:
     mask = rollout.response_mask[written].unflatten(0, shape)
     sizes = range(1, kernel.ngram + 1)
     gain = kernel_advantages if student >= BASELINE_RESPONSES else kernel_scores
-    gains = gain(
-        ngram_kernel(ids, mask, ids, mask, sizes), ngram_kernel(ids, mask, *rollout.samples, sizes)
-    )
+    gains = gain(ngram_kernel(ids, mask, ids, mask, sizes), ngram_kernel(ids, mask, *rollout.samples, sizes))
     costs = torch.zeros(rollout.off_policy.shape, dtype=gains.dtype, device=gains.device)
     costs[written] = -kernel.weight * gains.flatten()
     return costs.unsqueeze(-1).expand_as(rollout.response_mask)[rollout.response_mask]

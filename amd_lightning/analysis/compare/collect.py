@@ -71,7 +71,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: it is not finished, or damaged.
     """
-    results = read_results(folder)
+    results = with_evaluation_sets(read_results(folder))
     path = folder / "config.yaml"
     config: dict[str, Any] = {}
     if path.is_file():
@@ -79,12 +79,20 @@ def read_run(folder: Path) -> Run:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"{path} is damaged ({reason}): restore it, or start the run again"
-            ) from error
+            raise UserError(f"{path} is damaged ({reason}): restore it, or start the run again") from error
         config = flat(loaded if isinstance(loaded, dict) else {})
     name = "/".join(folder.parts[-2:])
     return Run(name, str(folder), results, config, read_metrics(folder), folder)
+
+
+def with_evaluation_sets(results: Mapping[str, Any]) -> dict[str, Any]:
+    """results.json with the metrics of further test sets in the models' maps, as "SET/rouge_l"."""
+    found = dict(results)
+    for name, models in (results.get("evaluation_sets") or {}).items():
+        for who, metrics in models.items():
+            further = {f"{name}/{key}": value for key, value in metrics.items()}
+            found[who] = {**found[who], **further}
+    return found
 
 
 def flat(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from amd_lightning.analysis.compare.measures import HEADLINE, JUDGES, NOT_MEASURED, in_order, measure_of
+from amd_lightning.analysis.compare.measures import NOT_MEASURED, headline, in_order, judges, measure_of
 from amd_lightning.analysis.compare.methods import Method
 from amd_lightning.analysis.compare.scores import Scores, example_scores
 from amd_lightning.analysis.compare.statistics import (
@@ -119,7 +119,8 @@ def comparison(
         for key in run.results["student"]
         if key not in NOT_MEASURED and level(run.results, "student", key) is not None
     )
-    judge = _judge(metrics, metric)
+    quality = next((str(run.results["quality"]) for run in runs if run.results.get("quality")), None)
+    judge = _judge(metrics, metric, quality)
     if against is not None and against not in (labels := [method.label for method in methods]):
         raise UserError(f"--against {against!r} is no method here; they are: {'; '.join(labels)}")
     said = list(warnings)
@@ -128,24 +129,27 @@ def comparison(
     return Comparison(
         methods=list(methods),
         metrics=metrics,
-        headline=[key for key in HEADLINE if key in metrics] or metrics[:8],
+        headline=headline(metrics, quality),
         judge=judge,
         estimates={place: estimate(sample) for place, (sample, _) in samples.items()},
         pairs=_pairs(methods, metrics, samples, against),
         budgets={method.label: _budget(method, judge, commons) for method in methods},
         common=commons,
-        levels={key: (_mean_level(methods, "teacher", key), _mean_level(methods, "student_start", key)) for key in metrics},
+        levels={
+            key: (_mean_level(methods, "teacher", key), _mean_level(methods, "student_start", key))
+            for key in metrics
+        },
         against=against,
         warnings=said,
     )
 
 
-def _judge(metrics: Sequence[str], wanted: str | None) -> str:
+def _judge(metrics: Sequence[str], wanted: str | None, quality: str | None) -> str:
     if wanted is not None:
         if wanted not in metrics:
             raise UserError(f"--metric {wanted} is not in these runs; they have: {', '.join(metrics)}")
         return wanted
-    found = [key for key in (*JUDGES, *metrics) if key in metrics]
+    found = [key for key in (*judges(quality), *metrics) if key in metrics]
     if not found:
         raise UserError("these runs measured nothing of the student: there is nothing to compare")
     return found[0]
@@ -170,8 +174,8 @@ def _samples(
             if bad:
                 if bad < len(values) or any(value is not None for value in values):
                     said.append(
-                        f"{method.label}: {bad} of {len(values)} runs have no finite {measure_of(metric).title}; "
-                        "no mean is shown."
+                        f"{method.label}: {bad} of {len(values)} runs have no finite "
+                        f"{measure_of(metric).title}; no mean is shown."
                     )
                 continue
             if order is None:
@@ -272,7 +276,9 @@ def _budget(method: Method, judge: str, common: tuple[float | None, float | None
         by_then.append(reached)
         at_seconds.append(_at(curve, reached))
     return Budget(
-        updates=next((int(run.results["updates"]) for run in method.runs if run.results.get("updates")), None),
+        updates=next(
+            (int(run.results["updates"]) for run in method.runs if run.results.get("updates")), None
+        ),
         seconds=_mean(seconds),
         tokens=_mean([None if of_run is None else float(sum(of_run.values())) for of_run in tokens]),
         at_updates=_mean(at_updates),

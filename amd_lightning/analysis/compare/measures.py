@@ -30,6 +30,15 @@ def _texts() -> list[Measure]:
         Measure("rouge_l", "ROUGE-L", 1, 2, f"rougeL F1 {greedy}", "0 to 100"),
         Measure("sampled_bleu", "sampled BLEU", 1, 2, f"corpus BLEU {sampled}", "0 to 100"),
         Measure("bleu", "BLEU", 1, 2, f"corpus BLEU {greedy}", "0 to 100"),
+        Measure(
+            "sampled_unparsed",
+            "sampled unparsed",
+            -1,
+            3,
+            f"share {sampled} without a readable answer",
+            "0 to 1",
+        ),
+        Measure("unparsed", "unparsed", -1, 3, f"share {greedy} without a readable answer", "0 to 1"),
         Measure("sampled_chrf", "sampled chrF", 1, 2, f"chrF {sampled}", "0 to 100"),
         Measure("chrf", "chrF", 1, 2, f"chrF {greedy}", "0 to 100"),
     ]
@@ -55,11 +64,14 @@ def _wholes() -> list[Measure]:
         ),
         Measure("ngram_gap", "bigram gap", -1, 3, "how far apart the bigrams of both are", "0 to 1"),
         Measure(
-            "worst_case", "worst-case gap", -1, 3, "largest gap of any reward within ±1 on responses", "0 to 2"
+            "worst_case",
+            "worst-case gap",
+            -1,
+            3,
+            "largest gap of any reward within ±1",
+            "0 to 2",
         ),
-        Measure(
-            "exact_match_gap", "exact match gap", -1, 3, "the teacher's own exact match − the student's"
-        ),
+        Measure("exact_match_gap", "exact match gap", -1, 3, "the teacher's own exact match − the student's"),
         Measure("length_gap", "length gap", 0, 2, "student's − teacher's response tokens"),
         Measure("response_tokens", "response tokens", 0, 2, "mean length of sampled responses"),
     ]
@@ -83,9 +95,7 @@ def _steps() -> list[Measure]:
     for name, title in DISTANCES.items():
         for source, words in SOURCES.items():
             meaning = f"{title} to the teacher {words}, sum over a response"
-            found.append(
-                Measure(f"{name}_sequence_{source}", f"{title} {source} a response", -1, 3, meaning)
-            )
+            found.append(Measure(f"{name}_sequence_{source}", f"{title} {source} a response", -1, 3, meaning))
     for source, words in SOURCES.items():
         meaning = f"the probe's moment gap {words} that it learned from"
         found.append(Measure(f"probe_train_{source}", f"probe {source}, training half", 0, 4, meaning))
@@ -104,8 +114,24 @@ HEADLINE = (
 ).split()
 """The report's first table; everything else is in its second and in summary.csv."""
 
-JUDGES = "sampled_accuracy sampled_bleu bleu sampled_rouge_l accuracy rouge_l".split()
-"""What the report ranks by where nothing else is asked for: the first that the runs have."""
+JUDGES = "sampled_bleu sampled_rouge_l accuracy bleu rouge_l".split()
+
+
+def judges(quality: str | None) -> list[str]:
+    """What the report ranks by where nothing else is asked for: the first that the runs have.
+
+    quality: the task's own metric, as results.json names it.
+    """
+    own = [] if quality is None else [f"sampled_{quality}", quality]
+    return list(dict.fromkeys(["sampled_accuracy", *own, *JUDGES]))
+
+
+def headline(keys: Iterable[str], quality: str | None) -> list[str]:
+    """Of these, the first table's columns: `HEADLINE`, and the task's own metric on further test sets."""
+    keys = list(keys)
+    own = quality or "rouge_l"
+    further = [key for key in keys if "/" in key and key.rpartition("/")[2] in (own, f"sampled_{own}")]
+    return [key for key in HEADLINE if key in keys] + further or keys[:8]
 
 
 def measure_of(key: str) -> Measure:

@@ -16,9 +16,9 @@ NO_DIFFERENCE = ("experiment", "output_dir", "seed", "data.path", "logger.", "ca
 """Names and places."""
 
 HARMLESS = (
-    "trainer.accelerator trainer.devices trainer.threads trainer.chunk_tokens trainer.log_every trainer.progress "
-    "trainer.validate_every trainer.checkpoint_every evaluation.diagnose_every optim.teacher.micro_batch_size "
-    "optim.student_start.micro_batch_size optim.student.micro_batch_size"
+    "trainer.accelerator trainer.devices trainer.threads trainer.chunk_tokens trainer.log_every "
+    "trainer.progress trainer.validate_every trainer.checkpoint_every evaluation.diagnose_every "
+    "optim.teacher.micro_batch_size optim.student_start.micro_batch_size optim.student.micro_batch_size"
 ).split()
 """Moves rounding and seconds at most; said, not refused."""
 
@@ -87,10 +87,10 @@ def methods(
         beta = settings.get("objective.beta")
         beta = float(beta) if isinstance(beta, int | float) else None
         label = family if beta is None else f"{family}, β {beta:g}"
-        of_method = sorted((runs[place] for place in places), key=lambda run: (run.seed, replicate(run, over)))
-        found.append(
-            Method(label, family, str(settings.get("objective.distance")), beta, tuple(of_method))
+        of_method = sorted(
+            (runs[place] for place in places), key=lambda run: (run.seed, replicate(run, over))
         )
+        found.append(Method(label, family, str(settings.get("objective.distance")), beta, tuple(of_method)))
     found.sort(key=lambda method: _place(method, families))
     skipped = (*by, *over)
     for method in found:
@@ -133,9 +133,12 @@ def _families(settings: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[
         telling = [
             _told(key, own.get(key, UNKNOWN))
             for key in keys
-            if len({json.dumps(other[key], default=str) for other in others if key in other}) > 1 and key in own
+            if len({json.dumps(other[key], default=str) for other in others if key in other}) > 1
+            and key in own
         ]
-        extra = [_told(key, own.get(key)) for key in by if len({str(other.get(key)) for other in settings}) > 1]
+        extra = [
+            _told(key, own.get(key)) for key in by if len({str(other.get(key)) for other in settings}) > 1
+        ]
         words = dict.fromkeys([distance_name({"objective": {"distance": distance}}), *telling, *extra])
         names.append(", ".join(words))
     return names
@@ -206,14 +209,17 @@ def _refuse_twice(method: Method, over: Sequence[str]) -> None:
         name = replicate(run, over)
         if name in seen:
             raise UserError(
-                f"{method.label} has seed {name} twice, in {seen[name].place} and {run.place}: name one of them"
+                f"{method.label} has seed {name} twice, in {seen[name].place} and "
+                f"{run.place}: name one of them"
             )
         seen[name] = run
 
 
 def _differences_between(found: Sequence[Method], skipped: Sequence[str]) -> list[str]:
     runs = [run for method in found for run in method.runs]
-    questions = _values(runs, lambda key: _starts(key, QUESTIONS) and not _starts(key, [*HARMLESS, *skipped, *NO_DIFFERENCE]))
+    questions = _values(
+        runs, lambda key: _starts(key, QUESTIONS) and not _starts(key, [*HARMLESS, *skipped, *NO_DIFFERENCE])
+    )
     if questions:
         key = next(iter(questions))
         value = next(iter(questions[key]))
@@ -252,19 +258,24 @@ def _yardstick(runs: Sequence[Run]) -> list[str]:
     """Whether all runs met the same teacher and test split, by its own metrics."""
     kinds = ("rouge_l", "sampled_rouge_l", "accuracy", "sampled_accuracy", "bleu")
     known = {
-        key: {f"{run.results['teacher'][key]:.6g}" for run in runs if run.results["teacher"].get(key) is not None}
+        key: {
+            f"{run.results['teacher'][key]:.6g}"
+            for run in runs
+            if run.results["teacher"].get(key) is not None
+        }
         for key in kinds
     }
     differing = [key for key, values in known.items() if len(values) > 1]
     if not differing:
         return []
     return [
-        f"The teacher's own {', '.join(differing)} differ between runs: it is not one teacher on one test split."
+        f"The teacher's own {', '.join(differing)} differ between runs: it is not one teacher on "
+        "one test split."
     ]
 
 
 def _listed(found: Mapping[str, Mapping[str, int]], most: int = 6) -> str:
-    """"data.train_rows (8000: 3 runs, 100: 1 run), ..."""
+    """ "data.train_rows (8000: 3 runs, 100: 1 run), ..."""
     parts = []
     for key, counts in list(found.items())[:most]:
         values = [f"{value}: {count} run{'s' * (count > 1)}" for value, count in list(counts.items())[:most]]

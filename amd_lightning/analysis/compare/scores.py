@@ -38,9 +38,9 @@ def example_scores(run: Run, who: str = "student") -> dict[str, Scores]:
     for row in responses(run):
         if row.get("who") != who:
             continue
-        prefix = f"{row['set']}/" if row.get("set") else ""
+        prefix = f"{row['evaluation_set']}/" if row.get("evaluation_set") else ""
         kind = "sampled_" if row.get("kind") == "sampled" else ""
-        for name, value in _scores(row, run).items():
+        for name, value in row_scores(row, run).items():
             if value is not None:
                 found[f"{prefix}{kind}{name}"][str(row["id"])].append(float(value))
     complete = {}
@@ -65,7 +65,7 @@ def responses(run: Run) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-                row["id"], row["response"]  # noqa: B018
+                row["id"], row["response"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path}, line {number}, is damaged ({error}): restore the file, or leave out the run"
@@ -73,12 +73,18 @@ def responses(run: Run) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _scores(row: dict[str, Any], run: Run) -> dict[str, float | None]:
+def row_scores(row: dict[str, Any], run: Run, texts: bool = True) -> dict[str, float | None]:
+    """A row's own "scores"; without any, ROUGE-L from its texts and, of generated dialogues, accuracy.
+
+    texts: whether ROUGE-L, which takes time, is wanted.
+    """
     stored = row.get("scores")
     if isinstance(stored, dict):
         return stored
     golds = row.get("references") or [""]
-    found: dict[str, float | None] = {"rouge_l": rouge_l([row["response"]], [golds])}
-    if run.results.get("source") == "embedded":
+    found: dict[str, float | None] = {}
+    if texts:
+        found["rouge_l"] = rouge_l([row["response"]], [golds])
+    if (run.results.get("task"), run.results.get("source")) == ("samsum", "embedded"):
         found["accuracy"] = float(is_correct(row["response"], golds))
     return found

@@ -4,6 +4,7 @@ S seeds, N examples. Every seed's student answers the same examples, so scores f
 sources of chance: which seeds were trained and which examples were asked.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -62,6 +63,7 @@ class Resamples:
         Each row sums to 1. Deviations are widened by √(n/(n−1)), see `estimate`.
         """
         if (what, count) not in self._weights:
+            found: Array
             if count == 1:
                 found = np.ones((self._draws, 1))
             else:
@@ -69,7 +71,7 @@ class Resamples:
                 rows = np.arange(self._draws)[:, None]
                 flat = np.bincount((rows * count + drawn).ravel(), minlength=self._draws * count)
                 share = flat.reshape(self._draws, count) / count
-                found = 1.0 / count + np.sqrt(count / (count - 1)) * (share - 1.0 / count)
+                found = 1.0 / count + math.sqrt(count / (count - 1)) * (share - 1.0 / count)
             self._weights[what, count] = found
         return self._weights[what, count]
 

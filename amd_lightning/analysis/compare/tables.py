@@ -64,7 +64,9 @@ def _costs(results: Any) -> dict[str, float]:
     cost = results.get("cost", {})
     found = {f"cost/seconds/{stage}": value for stage, value in cost.get("seconds", {}).items()}
     found |= {f"cost/tokens/{source}": value for source, value in cost.get("tokens", {}).items()}
-    return found | {f"cost/peak_memory_mb/{kind}": value for kind, value in cost.get("peak_memory_mb", {}).items()}
+    return found | {
+        f"cost/peak_memory_mb/{kind}": value for kind, value in cost.get("peak_memory_mb", {}).items()
+    }
 
 
 def summary_table(found: Comparison) -> pd.DataFrame:

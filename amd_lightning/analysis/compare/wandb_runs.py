@@ -80,7 +80,9 @@ def _run(run: Any, path: str) -> Run:
         "seed": settings.get("seed", -1),
         "cost": {"seconds": seconds},
     }
-    return Run(run.name, getattr(run, "url", "") or f"{SCHEME}{path}/{run.id}", results, settings, _curves(run))
+    return Run(
+        run.name, getattr(run, "url", "") or f"{SCHEME}{path}/{run.id}", results, settings, _curves(run)
+    )
 
 
 def _models(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -96,7 +98,10 @@ def _models(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _summary(run: Any) -> dict[str, Any]:
     """Keys may stand as "a/b" or nested."""
-    return {key.replace(".", "/"): value for key, value in flat({k: _plain(v) for k, v in run.summary.items()}).items()}
+    return {
+        key.replace(".", "/"): value
+        for key, value in flat({k: _plain(v) for k, v in run.summary.items()}).items()
+    }
 
 
 def _plain(value: Any) -> Any:
