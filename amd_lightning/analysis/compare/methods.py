@@ -39,6 +39,7 @@ class Method:
         distance: its distance, as in the configuration.
         beta: its β; None where it is not said.
         runs: by seed.
+        replicates: what tells its runs apart: the seed, and what else is averaged over.
     """
 
     label: str
@@ -46,11 +47,7 @@ class Method:
     distance: str
     beta: float | None
     runs: tuple[Run, ...]
-
-    @property
-    def replicates(self) -> tuple[str, ...]:
-        """What tells its runs apart, in their order."""
-        return tuple(replicate(run) for run in self.runs)
+    replicates: tuple[str, ...]
 
 
 def replicate(run: Run, over: Sequence[str] = ()) -> str:
@@ -90,12 +87,21 @@ def methods(
         of_method = sorted(
             (runs[place] for place in places), key=lambda run: (run.seed, replicate(run, over))
         )
-        found.append(Method(label, family, str(settings.get("objective.distance")), beta, tuple(of_method)))
+        found.append(
+            Method(
+                label,
+                family,
+                str(settings.get("objective.distance")),
+                beta,
+                tuple(of_method),
+                tuple(replicate(run, over) for run in of_method),
+            )
+        )
     found.sort(key=lambda method: _place(method, families))
     skipped = (*by, *over)
     for method in found:
         _refuse_differences(method, skipped)
-        _refuse_twice(method, over)
+        _refuse_twice(method)
     warnings = _differences_between(found, skipped)
     return found, warnings
 
@@ -203,10 +209,9 @@ def _refuse_differences(method: Method, skipped: Sequence[str]) -> None:
         )
 
 
-def _refuse_twice(method: Method, over: Sequence[str]) -> None:
+def _refuse_twice(method: Method) -> None:
     seen: dict[str, Run] = {}
-    for run in method.runs:
-        name = replicate(run, over)
+    for name, run in zip(method.replicates, method.runs, strict=True):
         if name in seen:
             raise UserError(
                 f"{method.label} has seed {name} twice, in {seen[name].place} and "

@@ -129,7 +129,7 @@ def pair_rows(found: Comparison) -> list[dict[str, str]]:
         pair = _verdicts(found, label).get(method.label)
         if pair is None:
             continue
-        turned = pair.first == label
+        turned = pair.second == label
         apart, sign = pair.difference, -1.0 if turned else 1.0
         low, high = apart.estimate.low, apart.estimate.high
         ends = [] if low is None or high is None else sorted((sign * low, sign * high))
