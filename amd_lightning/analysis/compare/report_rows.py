@@ -21,7 +21,8 @@ def in_short(found: Comparison) -> list[str]:
     if len(ranked) < 2:
         return [f"One method has {measure.title}: there is nothing to compare it with."]
     best, cell = ranked[0], found.estimates[ranked[0].label, found.judge]
-    told, level = _told_apart(found, best.label), _not_told_apart(found, best.label)
+    told = _told_apart(found, best.label)
+    level = [m.label for m in ranked[1:] if m.label in _verdicts(found, best.label) and m.label not in told]
     sentences = [
         f"{best.label} has the best mean {measure.title}: {cell_text(cell, found.judge)}"
         + (
@@ -62,16 +63,13 @@ def _verdicts(found: Comparison, label: str) -> dict[str, Pair]:
 
 
 def _told_apart(found: Comparison, label: str) -> list[str]:
-    return [
-        name
-        for name, pair in _verdicts(found, label).items()
-        if pair.p_holm is not None and pair.p_holm < SIGNIFICANT
-    ]
-
-
-def _not_told_apart(found: Comparison, label: str) -> list[str]:
+    """Methods, ranked, that a test tells from this one."""
     verdicts = _verdicts(found, label)
-    return [name for name in verdicts if name not in _told_apart(found, label)]
+    return [
+        method.label
+        for method in found.ranked()
+        if (pair := verdicts.get(method.label)) and pair.p_holm is not None and pair.p_holm < SIGNIFICANT
+    ]
 
 
 # -- tables ------------------------------------------------------------------------------------

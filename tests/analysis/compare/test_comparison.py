@@ -72,7 +72,7 @@ def test_means_are_over_seeds_and_intervals_say_what_they_cover(found: Compariso
     assert covers(found.estimates[MM1, "tv_off"]) == "seeds"
     assert found.judge == "sampled_accuracy"
     assert [method.label for method in found.ranked()] == [MM1, MM0, KL1, KL0]
-    assert found.levels["sampled_accuracy"] == (pytest.approx(0.95), pytest.approx(0.05))
+    assert found.levels["sampled_accuracy"] == pytest.approx((0.95, 0.05))
 
 
 def test_all_pairs_are_tested_and_corrected_a_metric(found: Comparison) -> None:

@@ -37,7 +37,7 @@ def test_runs_are_found_below_and_unfinished_ones_named(sweep: Path) -> None:
     assert [path.name for path in found.unfinished] == ["9_unfinished"]
     assert found.runs[0].name == "seed0/0_moment_matching"
     assert found.runs[0].config["optim.student.updates"] == 20
-    assert found.runs[0].curves["valid/sampled_accuracy"][-1] == (20.0, pytest.approx(0.9))
+    assert found.runs[0].curves["valid/sampled_accuracy"][-1] == pytest.approx((20.0, 0.9))
 
 
 def test_points_of_a_sweep_stand_by_number(tmp_path: Path, write_run: Any) -> None:
