@@ -159,7 +159,16 @@ def _small_multiples(found: Comparison, watched: Sequence[Watched], *, smooth: b
                     continue
                 own = COLOURS[betas.index(method.beta) % len(COLOURS)] if method.beta in betas else BLACK
                 axis.fill_between(curve.updates, curve.low, curve.high, color=own, alpha=0.18, linewidth=0.0)
-                axis.plot(curve.updates, curve.mean, color=own, linestyle=line.dash, linewidth=1.4)
+                axis.plot(
+                    curve.updates,
+                    curve.mean,
+                    color=own,
+                    linestyle=line.dash,
+                    linewidth=1.4,
+                    marker=marker(betas.index(method.beta)) if method.beta in betas else None,
+                    markersize=4,
+                    markevery=max(1, len(curve.updates) // 6),
+                )
         axis.set_title(name, fontsize=9.5, parse_math=False)
         axis.sharey(flat[0])
     for row in axes:
@@ -170,7 +179,14 @@ def _small_multiples(found: Comparison, watched: Sequence[Watched], *, smooth: b
     if smooth:
         flat[0].set_ylim(bottom=0.0)
     handles = [
-        Line2D([], [], color=COLOURS[place % len(COLOURS)], linewidth=2.0, label=f"β {beta:g}")
+        Line2D(
+            [],
+            [],
+            color=COLOURS[place % len(COLOURS)],
+            linewidth=2.0,
+            marker=marker(place),
+            label=f"β {beta:g}",
+        )
         for place, beta in enumerate(betas)
     ]
     if len(watched) > 1:

@@ -78,7 +78,8 @@ class Resamples:
     def signs(self, count: int) -> Array:
         """−1 or 1, [permutations, count]."""
         if count not in self._signs:
-            self._signs[count] = 2.0 * self._rng.integers(0, 2, size=(self._permutations, count)) - 1.0
+            coins = self._rng.integers(0, 2, size=(self._permutations, count))
+            self._signs[count] = (2 * coins - 1).astype(np.float64)
         return self._signs[count]
 
 
