@@ -15,6 +15,11 @@ PACKAGE = REPOSITORY / "amd_lightning"
 DATA = "data.examples data.sources data.embedded data.tokenizer data.prompts data.loading"
 EVALUATION = "data.examples policies objectives types errors"
 MODULES = f"objectives critics policies rollouts replay types errors {DATA} evaluation"
+COMPARED = (
+    "analysis.runs analysis.compare.collect analysis.compare.methods analysis.compare.measures "
+    "analysis.compare.statistics errors"
+)
+DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 STAGES = f"{MODULES} data modules cache models teacher_cache tracking training"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
@@ -91,6 +96,22 @@ LAYERS = {
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
+    "analysis.compare.collect": "analysis.runs errors",
+    "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
+    "analysis.compare.methods": "analysis.runs analysis.compare.collect errors",
+    "analysis.compare.measures": "",
+    "analysis.compare.statistics": "",
+    "analysis.compare.scores": f"{COMPARED} data.embedded evaluation.metrics",
+    "analysis.compare.comparison": f"{COMPARED} analysis.compare.scores",
+    "analysis.compare.tables": f"{COMPARED} analysis.compare.comparison",
+    "analysis.compare.published": f"{COMPARED} analysis.compare.comparison analysis.compare.tables",
+    "analysis.compare.responses": f"{COMPARED} analysis.compare.scores",
+    "analysis.compare.style": "analysis.figures",
+    "analysis.compare.curves": f"{COMPARED} analysis.compare.comparison analysis.compare.style",
+    "analysis.compare.panels": f"{COMPARED} {DRAWN}",
+    "analysis.compare.report_rows": f"{COMPARED} {DRAWN} analysis.compare.panels analysis.compare.tables",
+    "analysis.compare.report": "analysis",
+    "compare": "analysis errors",
     "spec": STAGES,
     "text": f"{STAGES} spec",
     "pipeline": f"{STAGES} spec text",
@@ -246,7 +267,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, name: str) -> None:
 
 
 def distribution(library: str) -> str:
-    return {"hydra": "hydra-core"}.get(library, library.replace("_", "-"))
+    return {"hydra": "hydra-core", "yaml": "pyyaml"}.get(library, library.replace("_", "-"))
 
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from itertools import zip_longest
 
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 Checker = Callable[[str, Sequence[str]], bool]
@@ -85,9 +86,16 @@ def _bleu(responses: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
     return float(score), str(metric.get_signature())
 
 
+class _Words:
+    """rouge_score's own words and stems, each text's once: they are most of the time."""
+
+    def __init__(self) -> None:
+        self.tokenize = lru_cache(maxsize=100_000)(DefaultTokenizer(use_stemmer=True).tokenize)
+
+
 @lru_cache(maxsize=1)
 def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
 @lru_cache(maxsize=100_000)

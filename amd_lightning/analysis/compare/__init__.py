@@ -1,0 +1,1 @@
+"""Finished runs of several methods -> tidy tables, statistics and one report."""

@@ -1,0 +1,291 @@
+"""Which runs are one method, and whether they differ in anything but their seeds."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amd_lightning.analysis.compare.collect import Run, flat
+from amd_lightning.analysis.runs import distance_name
+from amd_lightning.errors import UserError
+
+METHOD = ("objective.", "critic.", "rollout.", "optim.critic.")
+"""What a method is made of."""
+
+NO_DIFFERENCE = ("experiment", "output_dir", "seed", "data.path", "logger.", "cache.")
+"""Names and places."""
+
+HARMLESS = (
+    "trainer.accelerator trainer.devices trainer.threads trainer.chunk_tokens trainer.log_every "
+    "trainer.progress trainer.validate_every trainer.checkpoint_every evaluation.diagnose_every "
+    "optim.teacher.micro_batch_size optim.student_start.micro_batch_size optim.student.micro_batch_size"
+).split()
+"""Moves rounding and seconds at most; said, not refused."""
+
+QUESTIONS = ("data.", "pair.", "evaluation.", "task", "source", "scale")
+"""Runs that differ in one of these were asked other questions, or by another teacher."""
+
+UNKNOWN = "(not said)"
+"""The value of a knob in runs of a version that had no such knob."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        label: what it is called.
+        family: the same without its β.
+        distance: its distance, as in the configuration.
+        beta: its β; None where it is not said.
+        runs: by seed.
+        replicates: what tells its runs apart: the seed, and what else is averaged over.
+    """
+
+    label: str
+    family: str
+    distance: str
+    beta: float | None
+    runs: tuple[Run, ...]
+    replicates: tuple[str, ...]
+
+
+def replicate(run: Run, over: Sequence[str] = ()) -> str:
+    """The seed, with what else is averaged over."""
+    return ", ".join([str(run.seed), *(f"{_last(key)} {_said(run.setting(key))}" for key in over)])
+
+
+def methods(
+    runs: Sequence[Run], by: Sequence[str] = (), over: Sequence[str] = ()
+) -> tuple[list[Method], list[str]]:
+    """(methods in the order of their distances and falling β, warnings).
+
+    Args:
+        runs: all that are compared.
+        by: further knobs that tell methods apart.
+        over: knobs that are averaged over as seeds are.
+
+    Raises:
+        UserError: runs of one method differ in more than their seeds, a seed is there twice, or methods were
+            not asked the same questions.
+    """
+    for key in [*by, *over]:
+        if all(run.setting(key) is None for run in runs):
+            raise UserError(f"no run says anything of {key}: name a knob as in config.yaml, data.train_rows")
+    known = [_method_settings(run, by) for run in runs]
+    _fill(known)
+    groups: dict[str, list[int]] = {}
+    for place, settings in enumerate(known):
+        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(place)
+    families = _families([known[places[0]] for places in groups.values()], by)
+    found = []
+    for family, places in zip(families, groups.values(), strict=True):
+        settings = known[places[0]]
+        beta = settings.get("objective.beta")
+        beta = float(beta) if isinstance(beta, int | float) else None
+        label = family if beta is None else f"{family}, β {beta:g}"
+        of_method = sorted(
+            (runs[place] for place in places), key=lambda run: (run.seed, replicate(run, over))
+        )
+        found.append(
+            Method(
+                label,
+                family,
+                str(settings.get("objective.distance")),
+                beta,
+                tuple(of_method),
+                tuple(replicate(run, over) for run in of_method),
+            )
+        )
+    found.sort(key=lambda method: _place(method, families))
+    skipped = (*by, *over)
+    for method in found:
+        _refuse_differences(method, skipped)
+        _refuse_twice(method)
+    warnings = _differences_between(found, skipped)
+    return found, warnings
+
+
+# -- what a method is ---------------------------------------------------------------------------
+
+
+def _method_settings(run: Run, by: Sequence[str]) -> dict[str, Any]:
+    """The objective with its critic, who wrote the responses, and what else was asked for; flat."""
+    found = flat({"objective": run.results.get("objective", {}), "rollout": run.results.get("rollout", {})})
+    keys = run.results.get("cache_keys", {})
+    found["rollout.off_policy"] = "teacher" if "teacher_responses" in keys else "data"
+    if found.get("objective.beta") == 0:
+        found.pop("rollout.off_policy")  # nobody's are used
+    return found | {key: run.setting(key) for key in by}
+
+
+def _fill(known: Sequence[dict[str, Any]]) -> None:
+    """Knobs that only later versions name take the one value that these have; so versions can be compared."""
+    for distance in {settings.get("objective.distance") for settings in known}:
+        alike = [settings for settings in known if settings.get("objective.distance") == distance]
+        for key in {key for settings in alike for key in settings}:
+            values = {json.dumps(s[key], default=str) for s in alike if key in s}
+            for settings in alike:
+                settings.setdefault(key, json.loads(next(iter(values))) if len(values) == 1 else UNKNOWN)
+
+
+def _families(settings: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[str]:
+    """A name a method, without β: its distance, and what tells it from others of the same distance."""
+    names = []
+    for own in settings:
+        distance = own.get("objective.distance")
+        others = [other for other in settings if other.get("objective.distance") == distance]
+        keys = sorted({key for other in others for key in other} - {"objective.beta"})
+        telling = [
+            _told(key, own.get(key, UNKNOWN))
+            for key in keys
+            if len({json.dumps(other[key], default=str) for other in others if key in other}) > 1
+            and key in own
+        ]
+        extra = [
+            _told(key, own.get(key)) for key in by if len({str(other.get(key)) for other in settings}) > 1
+        ]
+        words = dict.fromkeys([distance_name({"objective": {"distance": distance}}), *telling, *extra])
+        names.append(", ".join(words))
+    return names
+
+
+def _told(key: str, value: Any) -> str:
+    """A setting in words: "closed form critic", "α 0.25", "updates 500"."""
+    if key == "objective.critic.kind":
+        return f"{_said(value).replace('_', ' ')} critic"
+    if key == "rollout.off_policy":
+        return f"{_said(value)} responses"
+    return f"{'α' if key == 'objective.critic.alpha' else _last(key)} {_said(value)}"
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def _place(method: Method, families: Sequence[str]) -> tuple[int, float]:
+    return families.index(method.family), -1.0 if method.beta is None else -method.beta
+
+
+# -- what must be the same ----------------------------------------------------------------------
+
+
+def _values(runs: Iterable[Run], wanted: Callable[[str], bool]) -> dict[str, dict[str, int]]:
+    """Knob -> value -> number of runs, for the knobs in which they differ."""
+    runs = list(runs)
+    keys = {key for run in runs for key in (*run.config, "task", "source", "scale", "updates")}
+    found: dict[str, dict[str, int]] = {}
+    for key in sorted(filter(wanted, keys)):
+        counts: dict[str, int] = {}
+        for run in runs:
+            value = run.setting(key)
+            if key in run.config or value is not None:  # else of a version, or a place, that does not say
+                counts[_said(value)] = counts.get(_said(value), 0) + 1
+        if len(counts) > 1:
+            found[key] = counts
+    return found
+
+
+def _starts(key: str, heads: Sequence[str]) -> bool:
+    return any(key == head or (head.endswith(".") and key.startswith(head)) for head in heads)
+
+
+def _refuse_differences(method: Method, skipped: Sequence[str]) -> None:
+    def matters(key: str) -> bool:
+        return not _starts(key, [*METHOD, *NO_DIFFERENCE, *HARMLESS, *skipped])
+
+    found = _values(method.runs, matters)
+    if found:
+        key = next(iter(found))
+        value = next(iter(found[key]))
+        raise UserError(
+            f"runs of {method.label} differ in more than the seed and are not averaged: {_listed(found)}; "
+            f"tell them apart with --by {key}, take some of them with --where {key}={value}, or average over "
+            f"it with --over {key}"
+        )
+
+
+def _refuse_twice(method: Method) -> None:
+    seen: dict[str, Run] = {}
+    for name, run in zip(method.replicates, method.runs, strict=True):
+        if name in seen:
+            raise UserError(
+                f"{method.label} has seed {name} twice, in {seen[name].place} and "
+                f"{run.place}: name one of them"
+            )
+        seen[name] = run
+
+
+def _differences_between(found: Sequence[Method], skipped: Sequence[str]) -> list[str]:
+    runs = [run for method in found for run in method.runs]
+    questions = _values(
+        runs, lambda key: _starts(key, QUESTIONS) and not _starts(key, [*HARMLESS, *skipped, *NO_DIFFERENCE])
+    )
+    if questions:
+        key = next(iter(questions))
+        value = next(iter(questions[key]))
+        raise UserError(
+            f"these runs were not asked the same questions and are not compared: {_listed(questions)}; take "
+            f"some of them with --where {key}={value}, or say that you mean it with --by {key}"
+        )
+    others = _values(
+        runs, lambda key: not _starts(key, [*METHOD, *QUESTIONS, *NO_DIFFERENCE, *HARMLESS, *skipped])
+    )
+    warnings = []
+    if others:
+        warnings.append(f"Methods differ in more than what they are: {_listed(others)}.")
+    if named := _values(runs, lambda key: key in skipped):
+        warnings.append(f"Told apart or averaged over, as asked: {_listed(named)}.")
+    if harmless := _values(runs, lambda key: _starts(key, HARMLESS)):
+        warnings.append(f"Differences that move rounding and seconds at most: {_listed(harmless)}.")
+    return [*warnings, *_versions(runs), *_yardstick(runs)]
+
+
+def _versions(runs: Sequence[Run]) -> list[str]:
+    """What is said of code and libraries that differ."""
+    counts: dict[str, dict[str, int]] = {}
+    for run in runs:
+        commit = run.results.get("git_commit")
+        told = {"git commit": None if commit is None else str(commit)[:9] + "+changes" * ("+" in str(commit))}
+        for name, value in (told | dict(run.results.get("versions", {}))).items():
+            if value is not None:
+                counts.setdefault(name, {}).setdefault(str(value), 0)
+                counts[name][str(value)] += 1
+    differing = {name: values for name, values in counts.items() if len(values) > 1}
+    return [f"Runs were made by different versions: {_listed(differing)}."] if differing else []
+
+
+def _yardstick(runs: Sequence[Run]) -> list[str]:
+    """Whether all runs met the same teacher and test split, by its own metrics."""
+    kinds = ("rouge_l", "sampled_rouge_l", "accuracy", "sampled_accuracy", "bleu")
+    known = {
+        key: {
+            f"{run.results['teacher'][key]:.6g}"
+            for run in runs
+            if run.results["teacher"].get(key) is not None
+        }
+        for key in kinds
+    }
+    differing = [key for key, values in known.items() if len(values) > 1]
+    if not differing:
+        return []
+    return [
+        f"The teacher's own {', '.join(differing)} differ between runs: it is not one teacher on "
+        "one test split."
+    ]
+
+
+def _listed(found: Mapping[str, Mapping[str, int]], most: int = 6) -> str:
+    """ "data.train_rows (8000: 3 runs, 100: 1 run), ..."""
+    parts = []
+    for key, counts in list(found.items())[:most]:
+        values = [f"{value}: {count} run{'s' * (count > 1)}" for value, count in list(counts.items())[:most]]
+        more = [f"{len(counts) - most} more"] if len(counts) > most else []
+        parts.append(f"{key} ({', '.join([*values, *more])})")
+    if len(found) > most:
+        parts.append(f"and {len(found) - most} more")
+    return ", ".join(parts)
