@@ -67,7 +67,7 @@ def prepare_text(task: Task, teacher: ModelSpec, vocabulary_size: int, artifact:
         vocabulary_size: of a tokenizer that is trained.
         artifact: the cache.
     """
-    rows = {split: task.load(split) for split in SPLITS}
+    rows: dict[str, list[Example]] = {split: task.load(split) for split in SPLITS}
     sets = {name: task.load_set(name) for name in task.sets}
     if teacher.path is not None:
         tokenizer = load_tokenizer(teacher.path, revision=teacher.revision)
@@ -81,7 +81,7 @@ def prepare_text(task: Task, teacher: ModelSpec, vocabulary_size: int, artifact:
 
     text = Text(tokenizer, template, {**rows, **sets}, {}, {}, {})
     for name, examples in text.rows.items():
-        split: Split = name if name in SPLITS else "test"  # type: ignore[assignment]
+        split = next((split for split in SPLITS if split == name), "test")
         text.inputs[name] = {
             "rows": digest(examples),
             "template": list(template),
@@ -137,18 +137,11 @@ def _tokenised(
             "prompts": [row.prompt_ids for row in rows],
             "responses": [row.response_ids for row in rows],
         }
-        np.savez(
-            folder / "tokens.npz",
-            places=np.array([places[id(row.example)] for row in rows]),
-            **{
-                column: np.concatenate([np.array(ids, dtype=np.int32) for ids in found])
-                for column, found in columns.items()
-            },
-            **{
-                f"{column}_lengths": np.array([len(ids) for ids in found])
-                for column, found in columns.items()
-            },
-        )
+        arrays: dict[str, Any] = {"places": np.array([places[id(row.example)] for row in rows])}
+        for column, found in columns.items():
+            arrays[column] = np.concatenate([np.array(ids, dtype=np.int32) for ids in found])
+            arrays[f"{column}_lengths"] = np.array([len(ids) for ids in found])
+        np.savez(folder / "tokens.npz", **arrays)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
 
     found = artifact("tokens", {**inputs, "split": split}, make, f"tokens_{name}")

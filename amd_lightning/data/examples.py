@@ -145,7 +145,8 @@ class LengthReport(NamedTuple):
 def read_report(stored: str) -> LengthReport:
     """The report that `LengthReport.to_json` wrote."""
     *counts, prompts, responses, limits = json.loads(stored)
-    return LengthReport(*counts, Percentiles(*prompts), Percentiles(*responses), Limits(*limits))
+    tail = (Percentiles(*prompts), Percentiles(*responses), Limits(*limits))
+    return LengthReport._make([*counts, *tail])
 
 
 def digest(examples: Sequence[Example]) -> str:

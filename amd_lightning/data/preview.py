@@ -19,7 +19,7 @@ def rows_as_seen(rows: Sequence[TokenisedExample], tokenizer: PreTrainedTokenize
     """The first rows, token ids turned back into text with every special token in it."""
     parts = []
     for row in rows[:count]:
-        prompt, response = (tokenizer.decode(ids) for ids in (row.prompt_ids, row.response_ids))
+        prompt, response = (str(tokenizer.decode(ids)) for ids in (row.prompt_ids, row.response_ids))
         parts += [
             f"--- row {row.id}: prompt, {len(row.prompt_ids)} tokens",
             prompt,

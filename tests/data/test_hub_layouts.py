@@ -155,7 +155,7 @@ def test_every_split_in_the_layout_of_the_hub(module: ModuleType) -> None:
     texts = [{(example.prompt, example.context) for example in examples} for examples in found.values()]
     if module in (dolly, strategyqa):  # whose splits are made from one
         assert not texts[0] & texts[1]
-    asked = f"/api/datasets/{module.HUB_ID}/revision/{branch}"  # type: ignore[attr-defined]
+    asked = f"/api/datasets/{module.HUB_ID}/revision/{branch}"
     assert ("GET", asked) in hub.requests
 
 

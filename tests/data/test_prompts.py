@@ -104,7 +104,7 @@ def test_a_limit_cuts_the_context_and_nothing_else() -> None:
     limits = LIMITS._replace(prompt_tokens=len(whole.prompt_ids) - 4)
     (cut,), report = tokenise([ROW], words, template, limits, "train")
     assert report.truncated_prompts == 1
-    seen = words.decode(cut.prompt_ids)
+    seen = str(words.decode(cut.prompt_ids))
     assert seen.rstrip().endswith("### Response:")
     assert "Sum up {context}." in seen
     assert "A cat" in seen

@@ -130,7 +130,7 @@ class TestFiles:
 
     @each_task
     def test_only_strategyqa_can_be_checked_without_all_wordings(self, module: ModuleType) -> None:
-        assert (module.checker("files") is not None) == (module is strategyqa)  # type: ignore[attr-defined]
+        assert (module.checker("files") is not None) == (module is strategyqa)
 
     def test_a_resplit_training_file_is_said_not_to_be_official(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
