@@ -367,12 +367,12 @@ def test_a_run_describes_its_method() -> None:
     critic = described["objective"]["critic"]
     assert (critic["kind"], critic["alpha"], critic["steps"], critic["learning_rate"]) == (
         "residual",
-        0.5,
+        0.25,
         3,
         9e-3,
     )
     closed = describe(demo(critic__kind="closed_form"), "command")["objective"]["critic"]
-    assert closed == {"kind": "closed_form", "alpha": 0.5, "ridge": 2.0}
+    assert closed == {"kind": "closed_form", "alpha": 0.25, "ridge": 2.0}
     assert {"skew", "horizon", "kernel"}.isdisjoint(described["objective"])
     skewed = describe(demo(objective__distance="skew_kl", objective__horizon__gamma=1.0), "command")
     assert skewed["objective"]["skew"] == 0.1

@@ -110,7 +110,7 @@ class CriticConfig:
         "closed_form, sign (2TV), kernel (unit ball over the teacher's token embeddings)",
     )
     alpha: float = knob(
-        0.5,
+        0.25,
         "the ridge's mixture alpha·teacher + (1 − alpha)·student: small covers modes, large seeks them",
         above=0.0,
         below=1.0,

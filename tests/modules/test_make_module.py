@@ -100,10 +100,10 @@ def test_a_pair_is_two_critics_unless_it_is_shared() -> None:
 @pytest.mark.parametrize(
     "values, expected",
     [
-        ({"critic__top_k": 3}, partial(full_support, alpha=0.5)),  # 32 actions are under 16 times 3
-        ({"critic__top_k": 2}, partial(top_k_support, alpha=0.5, k=2)),
-        ({"critic__actions": "full", "critic__top_k": 1}, partial(full_support, alpha=0.5)),
-        ({"critic__actions": "top_k", "critic__top_k": 5}, partial(top_k_support, alpha=0.5, k=5)),
+        ({"critic__top_k": 3}, partial(full_support, alpha=0.25)),  # 32 actions are under 16 times 3
+        ({"critic__top_k": 2}, partial(top_k_support, alpha=0.25, k=2)),
+        ({"critic__actions": "full", "critic__top_k": 1}, partial(full_support, alpha=0.25)),
+        ({"critic__actions": "top_k", "critic__top_k": 5}, partial(top_k_support, alpha=0.25, k=5)),
         (
             {"critic__actions": "sampled", "critic__samples": 4, "critic__alpha": 0.2},
             partial(sampled_support, alpha=0.2, samples=4),
