@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from amd_lightning.cache import directory_digest
 from amd_lightning.data.sources import DEMO, hub_reachable
 from amd_lightning.errors import HubUnreachableError, ModelError
+from amd_lightning.families import policy_for
 from amd_lightning.initialisation import imitate_trained_attention
 from amd_lightning.policies import Policy
 
@@ -46,22 +48,22 @@ def build_t5(
     )
     model = T5ForConditionalGeneration(config)
     imitate_trained_attention(model)
-    return Policy(model)
+    return policy_for(model)
 
 
 def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> Policy:
     """A model folder or hub id as a policy. Safetensors alone; no code of the repository's is run.
 
     Raises:
-        ModelError: nothing loadable there, or not an encoder-decoder model.
+        ModelError: nothing loadable there, or no model that `policy_for` takes.
         HubUnreachableError: a hub id that is not cached, and no hub.
     """
 
     def load(source: str, **options: Any) -> Policy:
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, **options
-        )
-        return Policy(model)
+        seq2seq = AutoConfig.from_pretrained(source, **options).is_encoder_decoder
+        loader = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        model = loader.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+        return policy_for(model)
 
     return _from_folder_or_hub(load, path, revision, "model")
 
@@ -73,6 +75,8 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
         raise ModelError(
             f"the tokenizer {path} has no fast version (tokenizer.json); convert it with transformers"
         )
+    if tokenizer.pad_token_id is None:  # GPT-2's; masks come from lengths, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -89,9 +93,9 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path
     """Weights (safetensors), configs and tokenizer, as `from_pretrained` loads them without this project."""
     model = policy.model
     model.generation_config = GenerationConfig(
-        decoder_start_token_id=model.config.decoder_start_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
+        pad_token_id=getattr(model.config, "pad_token_id", None),
         max_new_tokens=max_tokens,
     )
     with _without_bars():

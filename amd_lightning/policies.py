@@ -1,11 +1,12 @@
 """Teacher and student as policies: π(a | s) over the vocabulary, with s = (prompt, response so far).
 
-The only file that shifts responses or takes padding away. Everybody else sees N packed response
-tokens: their features [N, D], and a head that turns features into logits [N, V].
+Everybody sees N packed response tokens: their features [N, D], and a head that turns features into logits
+[N, V]. Only `families.py` knows of model families, shifts and padding.
 """
 
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,25 +14,48 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from amd_lightning.errors import ModelError
 from amd_lightning.types import PromptBatch, Rollout
 
 
-class Policy(nn.Module):
-    """An encoder-decoder language model of transformers.
+class Policy(nn.Module, ABC):
+    """A language model of transformers; `families.policy_for` makes the one of its family.
 
-    Raises:
-        ModelError: the model is not an encoder-decoder model with a language-modelling head.
+    Prompts may be padded on either side and with any id: their masks alone say what is text.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        if not model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-            raise ModelError(
-                f"{type(model).__name__} is not an encoder-decoder language model; use one that "
-                "AutoModelForSeq2SeqLM loads, such as T5 or BART"
-            )
         self.model = model
+
+    # -- what a family says --------------------------------------------------------------------
+
+    @abstractmethod
+    def hidden(self, rollout: Rollout) -> Tensor:
+        """Features of every response token, packed: [N, D] in the order of `response_mask`'s True entries.
+
+        Row n is what the head sees at the state *before* the n-th response token.
+        """
+
+    @abstractmethod
+    def inputs(self, prompt_ids: Tensor, written_ids: Tensor) -> dict[str, Tensor]:
+        """What the model's own forward takes where nothing is padded; its last position is the state after
+        `written_ids`.
+
+        Args:
+            prompt_ids: [B, P].
+            written_ids: [B, t], t may be 0.
+        """
+
+    @abstractmethod
+    def _to_generate(self, prompt: PromptBatch, max_tokens: int) -> tuple[dict[str, Tensor], int]:
+        """What `generate` starts from, and the number of columns that stand before the response in what it
+        returns."""
+
+    @abstractmethod
+    def _continuation(self, prompt: PromptBatch) -> Callable[[Tensor], Tensor]:
+        """written ids [B, t] -> next-token logits [B, V], for t = 0, 1, 2, … in turn, with a KV cache."""
+
+    # -- the head ------------------------------------------------------------------------------
 
     @property
     def hidden_size(self) -> int:
@@ -47,29 +71,6 @@ class Policy(nn.Module):
     def parameter_count(self) -> int:
         """Distinct parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def hidden(self, rollout: Rollout) -> Tensor:
-        """Features of every response token, packed: [N, D] in the order of `response_mask`'s True entries.
-
-        Row n is what the head sees at the state *before* the n-th response token. Each prompt is
-        encoded once, however many responses it has.
-        """
-        copies, length = rollout.response_ids.shape[1:]
-        prompt_mask = rollout.prompt.attention_mask
-        encoded = self.model.get_encoder()(
-            input_ids=rollout.prompt.input_ids, attention_mask=prompt_mask
-        ).last_hidden_state
-        if copies > 1:
-            encoded = encoded.repeat_interleave(copies, dim=0)
-            prompt_mask = prompt_mask.repeat_interleave(copies, dim=0)
-        with self._captured_head_input() as captured:
-            self.model(
-                encoder_outputs=(encoded,),
-                attention_mask=prompt_mask,
-                decoder_input_ids=self._shifted(rollout.response_ids.reshape(-1, length)),
-                use_cache=False,
-            )
-        return captured[0][rollout.response_mask.reshape(-1, length)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: [N, D] -> [N, V]."""
@@ -95,6 +96,8 @@ class Policy(nn.Module):
         logits = self.logits(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+
+    # -- responses -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def respond(
@@ -125,12 +128,15 @@ class Policy(nn.Module):
             if sample
             else {"do_sample": False, "num_beams": num_beams, "length_penalty": length_penalty}
         )
-        mixing = LogitsProcessorList([_Mixture(mixed_with, prompt, mixed_share)] if mixed_with else [])
+        inputs, before = self._to_generate(prompt, max_tokens)
+        mixing = LogitsProcessorList(
+            [_Mixture(mixed_with._continuation(prompt), before, mixed_share)] if mixed_with else []
+        )
         with self._generating(max_new_tokens=max_tokens, **choice):
             generated = self.model.generate(  # type: ignore[operator]  # a mixin that nn.Module hides
-                input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, logits_processor=mixing
+                **inputs, logits_processor=mixing
             )
-        response_ids = generated[:, 1:]  # what was decoded starts with the start token
+        response_ids = generated[:, before:]
         return response_ids, until_end(response_ids, self.end_ids)
 
     @property
@@ -149,11 +155,12 @@ class Policy(nn.Module):
         """
         was_training, own_settings = self.model.training, self.model.generation_config
         config = self.model.config
+        pad_id = getattr(config, "pad_token_id", None)  # GPT-2 has none; masks never come from it
         self.model.generation_config = GenerationConfig(
-            decoder_start_token_id=config.decoder_start_token_id,
+            decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
             bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
+            pad_token_id=self.end_ids[0] if pad_id is None else pad_id,
             **choice,
         )
         self.model.eval()
@@ -163,10 +170,11 @@ class Policy(nn.Module):
             self.model.generation_config = own_settings
             self.model.train(was_training)
 
-    def _shifted(self, response_ids: Tensor) -> Tensor:
-        """Decoder inputs: the start token, then the response without its last column."""
-        start = torch.full_like(response_ids[:, :1], self.model.config.decoder_start_token_id)
-        return torch.cat([start, response_ids[:, :-1]], dim=1)
+    def _next_logits(self, **inputs: Any) -> tuple[Tensor, Any]:
+        """The logits [B, V] of the last position alone, and the KV cache."""
+        with self._captured_head_input() as captured:
+            cache = self.model(**inputs, use_cache=True).past_key_values
+        return self.logits(captured[0][:, -1]), cache
 
     @contextmanager
     def _captured_head_input(self) -> Iterator[list[Tensor]]:
@@ -194,25 +202,14 @@ class _Mixture(LogitsProcessor):
     The student's temperature is applied after it, by `generate`: to the mixture.
     """
 
-    def __init__(self, other: Policy, prompt: PromptBatch, share: float) -> None:
-        self.model = other.model
+    def __init__(self, other: Callable[[Tensor], Tensor], before: int, share: float) -> None:
+        self.other = other
+        self.before = before
         self.share = share
-        self.prompt_mask = prompt.attention_mask
-        self.encoded = self.model.get_encoder()(
-            input_ids=prompt.input_ids, attention_mask=prompt.attention_mask
-        )
-        self.cache: Any = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        output = self.model(
-            encoder_outputs=self.encoded,
-            attention_mask=self.prompt_mask,
-            decoder_input_ids=input_ids if self.cache is None else input_ids[:, -1:],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache = output.past_key_values
-        other = output.logits[:, -1].float().log_softmax(-1) + math.log(self.share)
+        logits = self.other(input_ids[:, self.before :])
+        other = logits.float().log_softmax(-1) + math.log(self.share)
         return torch.logaddexp(other, scores.log_softmax(-1) + math.log1p(-self.share))
 
 

@@ -13,6 +13,7 @@ from amd_lightning import conf_dir
 from amd_lightning.build import build
 from amd_lightning.cli import validated
 from amd_lightning.data.examples import Example, TokenisedExample
+from amd_lightning.families import policy_for
 from amd_lightning.pipeline import Outcome, Pipeline
 from amd_lightning.policies import Policy
 from amd_lightning.types import PromptBatch, Rollout
@@ -47,7 +48,7 @@ def t5(seed: int = 0, *, tied: bool = False, sharpness: float = 3.0, **fields: A
     head = model.get_output_embeddings()
     if not tied:
         head.weight = torch.nn.Parameter(sharpness * torch.randn_like(head.weight) / 4.0)
-    return Policy(model.eval())
+    return policy_for(model.eval())
 
 
 def bart(seed: int = 0) -> Policy:
@@ -72,7 +73,7 @@ def bart(seed: int = 0) -> Policy:
         )
     )
     model.final_logits_bias.normal_()
-    return Policy(model.eval())
+    return policy_for(model.eval())
 
 
 def prompts(lengths: Sequence[int], seed: int = 0, pad_id: int = PAD) -> PromptBatch:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from amd_lightning.data import sources
 from amd_lightning.data.tokenizer import train_tokenizer
@@ -126,9 +126,17 @@ def test_a_folder_with_pickled_weights_alone_is_refused(tmp_path: Path) -> None:
         load_policy(str(tmp_path))
 
 
-def test_a_decoder_only_folder_is_refused(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot be loaded: "):
+def test_an_encoder_only_folder_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        eos_token_id=1,
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is no causal model: its tokens see what follows them; use a"):
         load_policy(str(tmp_path))
 
 
