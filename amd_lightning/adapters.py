@@ -93,7 +93,7 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     config.inference_mode = False
     model.add_adapter(config)
     stored = {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
-    found = set_peft_model_state_dict(model, stored)
+    found: Any = set_peft_model_state_dict(model, stored)
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:
         raise ModelError(
@@ -107,6 +107,7 @@ def save_adapters(model: PreTrainedModel, folder: Path, base: str, revision: str
     """The adapters alone, a peft folder that names its base."""
     from peft import get_peft_model_state_dict
 
+    config: Any
     (config,) = model.peft_config.values()
     config.base_model_name_or_path, config.revision = base, revision
     config.save_pretrained(str(folder))
@@ -144,14 +145,17 @@ def merge(model: PreTrainedModel) -> None:
     model.requires_grad_(True)
 
 
-def base_of(folder: Path) -> tuple[str, str | None] | None:
-    """The base and its revision that a peft folder names; None where the folder is no such one.
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is a peft folder."""
+    return (folder / CONFIG).is_file()
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The base that a peft folder names, and its revision.
 
     Raises:
         ModelError: the folder names no base, or one that is a folder and is not there.
     """
-    if not (folder / CONFIG).is_file():
-        return None
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         base, revision = settings.get("base_model_name_or_path"), settings.get("revision")

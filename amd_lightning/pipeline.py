@@ -18,20 +18,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from amd_lightning import starts
 from amd_lightning.cache import Artifact
 from amd_lightning.data.embedded import Split
 from amd_lightning.data.examples import Example, TokenisedExample, digest, tokenise
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation, evaluate
-from amd_lightning.models import (
-    build_t5,
-    fingerprint,
-    load_policy,
-    load_tokenizer,
-    require_same_vocabulary,
-    save_policy,
-)
+from amd_lightning.models import load_tokenizer, save_policy
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
@@ -58,6 +52,7 @@ class Outcome:
         evaluations: on the test split, of "teacher", "student_start" and "student".
         validation: the student's last one.
         parameters: of each of the three models.
+        vocabulary: how many ids are compared, and how many logits each model has.
         seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
         tokens: response tokens while distilling, by who wrote them ("off", "on").
         rows: examples in each split after the length limits.
@@ -67,6 +62,7 @@ class Outcome:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     validation: dict[str, float | None] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    vocabulary: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -87,8 +83,9 @@ class Pipeline:
         """All stages; the student's model folder is `folder/student`."""
         rows: dict[str, list[Example]] = {split: self.spec.task.load(split) for split in SPLITS}
         self._prepare_text(rows)
-        self.teacher, teacher_key = self._model("teacher", self.spec.teacher, teacher=None)
-        start, start_key = self._model("student_start", self.spec.student, self.teacher)
+        self.teacher, teacher_key = self._model("teacher", self.spec.teacher, None, None)
+        start, start_key = self._model("student_start", self.spec.student, self.teacher, teacher_key)
+        teacher_key, start_key = self._aligned(start, teacher_key, start_key)
         evaluation = self.spec.evaluation
         self.teacher_samples = {
             split: self._teacher_samples(split, teacher_key, evaluation.samples, evaluation.seed)
@@ -116,8 +113,8 @@ class Pipeline:
         task = self.spec.task
         template = list(task.template)
         if self.spec.teacher.path is not None:
-            self.tokenizer = load_tokenizer(self.spec.teacher.path, revision=self.spec.teacher.revision)
-            tokenizer_key: Any = fingerprint(self.spec.teacher.path, self.spec.teacher.revision)
+            self.tokenizer = starts.tokenizer_of(self.spec.teacher, self.spec.cache)
+            tokenizer_key: Any = starts.source(self.spec.teacher)
         else:
             texts = [
                 text
@@ -153,24 +150,25 @@ class Pipeline:
 
     # -- teacher and student start -------------------------------------------------------------
 
-    def _model(self, who: str, spec: ModelSpec, teacher: Policy | None) -> tuple[Policy, Any]:
+    def _model(
+        self, who: str, spec: ModelSpec, teacher: Policy | None, teacher_key: Any
+    ) -> tuple[Policy, Any]:
         """The teacher or the student start: fine-tuned on the training split, or as it was loaded.
 
         Returns the policy and what identifies it in the keys of later stages.
         """
         seed = seed_for(who, self.spec.pair_seed)
-        if spec.path is not None:
-            identity: Any = fingerprint(spec.path, spec.revision)
-        else:
-            identity = {"architecture": dict(spec.architecture)}
-        if spec.stage.updates == 0 and spec.path is not None:
-            policy = self._initial(spec, teacher)
+        identity = starts.identity(spec, teacher_key)
+        if spec.stage.updates == 0:
+            if spec.lora is not None:  # the adapters are drawn
+                L.seed_everything(seed, verbose=False)
+            policy = starts.initial(spec, teacher, self.tokenizer, self.spec.cache)
             self.outcome.parameters[who] = policy.parameter_count
             return policy.to(self.device), {**identity, "dtype": spec.dtype}
 
         def make(folder: Path) -> None:
             L.seed_everything(seed, verbose=False)
-            policy = self._initial(spec, teacher)
+            policy = starts.initial(spec, teacher, self.tokenizer, self.spec.cache)
             module = self.spec.make_fine_tuning(policy, spec.stage)
             fit(
                 module,
@@ -183,7 +181,9 @@ class Pipeline:
                 folder=folder,
                 loggers=[csv_logger(folder)],
             )
-            save_policy(policy, self.tokenizer, folder, self.spec.task.limits.response_tokens)
+            starts.save(
+                spec, policy, self.tokenizer, folder, self.spec.task.limits.response_tokens, self.spec.cache
+            )
 
         inputs = {
             "model": identity,
@@ -194,23 +194,23 @@ class Pipeline:
             "seed": seed,
         }
         artifact = self._artifact(who, inputs, make)
-        policy = load_policy(str(artifact.path), dtype=spec.dtype)
+        policy = starts.after_stage(spec, artifact.path, teacher, self.tokenizer, self.spec.cache)
         self.outcome.parameters[who] = policy.parameter_count
         return policy.to(self.device), artifact.key
 
-    def _initial(self, spec: ModelSpec, teacher: Policy | None) -> Policy:
-        """A model before its stage: loaded, its vocabulary checked against the teacher's, or built anew."""
-        if spec.path is None:
-            return build_t5(
-                spec.architecture,
-                self.tokenizer,
-                vocabulary_size=teacher.vocabulary_size if teacher else len(self.tokenizer),
-            )
-        policy = load_policy(spec.path, revision=spec.revision, dtype=spec.dtype)
-        if teacher is not None:
-            tokenizer = load_tokenizer(spec.path, revision=spec.revision)
-            require_same_vocabulary(teacher, policy, self.tokenizer, tokenizer)
-        return policy
+    def _aligned(self, student: Policy, teacher_key: Any, student_key: Any) -> tuple[Any, Any]:
+        """The keys of two models whose heads were aligned: what is left out of one is part of its key."""
+        shared = self.teacher.vocabulary_size
+        self.outcome.vocabulary = {
+            "compared": shared,
+            "teacher_logits": self.teacher.head_size,
+            "student_logits": student.head_size,
+        }
+
+        def key(of_model: Any, policy: Policy) -> Any:
+            return of_model if policy.head_size == shared else {"model": of_model, "vocabulary": shared}
+
+        return key(teacher_key, self.teacher), key(student_key, student)
 
     # -- what the teacher writes ---------------------------------------------------------------
 
@@ -298,6 +298,10 @@ class Pipeline:
                 ],
             )
         save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
+        if spec.student.lora is not None:
+            starts.save_adapters(
+                spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
+            )
         self.outcome.parameters["student"] = student.parameter_count
         self.outcome.validation = validate.latest
         self.outcome.tokens = dict(module.tokens_seen)

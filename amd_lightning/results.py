@@ -39,6 +39,7 @@ def assemble(outcome: Outcome, description: Mapping[str, Any]) -> dict[str, Any]
         **description,
         "validation": outcome.validation,
         "rows": outcome.rows,
+        "vocabulary": outcome.vocabulary,
         "cost": {
             "seconds": outcome.seconds,
             "cached": outcome.cached,

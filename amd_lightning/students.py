@@ -3,7 +3,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ DEPTHS = {
 """What a config calls the number of layers of a stack; "" is a decoder-only model's one stack."""
 
 
-class Layers(NamedTuple):
+@dataclass(frozen=True)
+class Layers:
     """Which of the teacher's layers: so many, spread evenly, or exactly these; an encoder's like the
     decoder's where nothing else is said."""
 
@@ -33,7 +34,7 @@ class Layers(NamedTuple):
         own = self.encoder_indices if stack == "encoder" else None
         indices = self.indices if own is None else own
         found = list(indices) if indices is not None else spread(self.count or 1, depth)
-        if found and found[-1] >= depth or len(found) > depth:
+        if (found and found[-1] >= depth) or len(found) > depth:
             raise ModelError(
                 f"pair.student.layers asks for layers {found}, and the teacher's {stack or 'stack'} has "
                 f"{depth}, counted from 0; take fewer"
@@ -42,7 +43,7 @@ class Layers(NamedTuple):
 
 
 def spread(count: int, depth: int) -> list[int]:
-    """`count` of `depth` layers, evenly from the first to the last; the middle rounds up: 3 of 12 are 0, 6, 11."""
+    """`count` of `depth` layers, evenly from first to last; a half rounds up: 3 of 12 are 0, 6, 11."""
     step = (depth - 1) / max(1, count - 1)
     return [int(place * step + 0.5) for place in range(count)]
 
@@ -57,6 +58,10 @@ def from_layers(teacher: PreTrainedModel, layers: Layers) -> PreTrainedModel:
         ModelError: the layers are not there, or the model is not built as one stack of layers, or two.
     """
     stacks = _stacks(teacher)
+    if layers.encoder_indices is not None and "encoder" not in stacks:
+        raise ModelError(
+            f"{type(teacher).__name__} has no encoder; leave pair.student.layers.encoder_indices out"
+        )
     chosen = {name: layers.of(stack, len(blocks)) for stack, (name, blocks) in stacks.items()}
     config = copy.deepcopy(teacher.config)
     for stack, (name, blocks) in stacks.items():
@@ -70,7 +75,7 @@ def from_layers(teacher: PreTrainedModel, layers: Layers) -> PreTrainedModel:
     if is_tied(student) and not is_tied(teacher):
         head = student.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())
-    student.to(next(teacher.parameters()).dtype)
+    nn.Module.to(student, teacher.dtype)
     weights = teacher.state_dict()
     student.load_state_dict({key: _source(key, weights, chosen) for key in student.state_dict()})
     return student.eval()
@@ -116,4 +121,5 @@ def _source(key: str, weights: dict[str, Tensor], chosen: dict[str, list[int]]) 
 
 def build_student(teacher: PreTrainedModel, layers: Layers, dtype: str) -> PreTrainedModel:
     """`from_layers`, in a number type of its own."""
-    return from_layers(teacher, layers).to(getattr(torch, dtype))  # type: ignore[arg-type]
+    student: PreTrainedModel = nn.Module.to(from_layers(teacher, layers), getattr(torch, dtype))
+    return student

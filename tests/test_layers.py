@@ -15,7 +15,8 @@ PACKAGE = REPOSITORY / "amd_lightning"
 DATA = "data.examples data.sources data.embedded data.tokenizer"
 EVALUATION = "data.examples policies objectives types errors"
 MODULES = f"objectives critics policies rollouts types errors {DATA} evaluation"
-STAGES = f"{MODULES} data modules cache models tracking training"
+LOADING = "adapters students alignment checkpoints models pypi"
+STAGES = f"{MODULES} data modules families cache {LOADING} tracking training"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
@@ -51,7 +52,12 @@ LAYERS = {
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
     "initialisation": "",
-    "models": f"{DATA} policies families initialisation cache errors",
+    "adapters": "errors",
+    "students": "adapters errors",
+    "alignment": "policies errors",
+    "checkpoints": f"{DATA} adapters errors",
+    "models": "policies families initialisation cache adapters checkpoints errors",
+    "pypi": "cache errors",
     "tracking": "modules types errors",
     "training": "data modules tracking types errors",
     "config.choices": "",
@@ -61,13 +67,15 @@ LAYERS = {
     "config.method": "config.choices config.knobs",
     "config.running": "config.choices config.knobs",
     "config.schema": "config.knobs config.data config.pair config.method config.running",
+    "config.pair_rules": "config.choices config.schema",
     "config.rules": "config",
     "analysis.runs": "errors",
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
     "spec": STAGES,
-    "pipeline": f"{STAGES} spec",
+    "starts": f"{STAGES} spec",
+    "pipeline": f"{STAGES} spec starts",
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config errors",

@@ -97,7 +97,7 @@ def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
     found = results.assemble(base.outcome, {"task": "samsum", "seed": 0})
     assert set(found) == {
         *results.MODELS,
-        *("task", "seed", "validation", "rows", "cost", "cache_keys", "versions", "git_commit"),
+        *("task", "seed", "validation", "rows", "vocabulary", "cost", "cache_keys", "versions", "git_commit"),
     }
     metrics = {"rouge_l", "accuracy", "sampled_accuracy", "tv_off", "tv_on", "kl_off", "rkl_on", "js_on"}
     metrics |= {"kl_sequence_off", "probe_off", "probe_train_on", "exact_match", "mmd_squared", "worst_case"}

@@ -27,7 +27,7 @@ class ArchitectureConfig:
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters that learn in place of a loaded model's weights (Hu et al. 2022, arXiv 2106.09685)."""
+    """Low-rank adapters that learn in place of a loaded model's weights (LoRA: Hu et al. 2022)."""
 
     rank: int = knob(0, "rank of the adapters; 0 for none: every weight learns", low=0)
     alpha: float = knob(16.0, "what they add is scaled by alpha / rank", above=0.0)
@@ -96,8 +96,8 @@ class StudentConfig(ModelConfig):
 
     init: Init = knob(
         Init.fresh,
-        "where path is null: fresh builds it from `architecture`, layers takes the teacher's embeddings, head "
-        "and some of its layers",
+        "where path is null: fresh builds it from `architecture`, layers takes the teacher's embeddings, "
+        "head and some of its layers",
     )
     layers: LayersConfig = section(LayersConfig, "which of the teacher's layers, for init: layers")
 

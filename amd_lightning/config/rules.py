@@ -14,12 +14,14 @@ from amd_lightning.config.choices import (
     Baseline,
     CriticKind,
     Distance,
+    Init,
     Returns,
     Schedule,
     Source,
     WandbMode,
     Writer,
 )
+from amd_lightning.config.pair_rules import pair_ignoring_rules, pair_problems
 from amd_lightning.config.schema import RunConfig
 
 LEARNING = (CriticKind.residual, CriticKind.learned, CriticKind.linear, CriticKind.tanh)
@@ -81,14 +83,14 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         ("student", pair.student, optim.student_start),
     ):
         key = "student_start" if name == "student" else "teacher"
-        if model.path is None and stage.updates == 0:
+        if model.path is None and stage.updates == 0 and getattr(model, "init", None) is not Init.layers:
             yield (
                 f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; "
                 f"train it or set pair.{name}.path"
             )
     for name, model in (("teacher", pair.teacher), ("student", pair.student)):
-        depth = model.architecture
-        if model.path is None and depth.num_decoder_layers > depth.num_layers:
+        depth, built = model.architecture, getattr(model, "init", None) is not Init.layers
+        if model.path is None and built and depth.num_decoder_layers > depth.num_layers:
             # transformers sizes the KV cache of a T5 by its encoder.
             yield (
                 f"pair.{name}.architecture.num_decoder_layers={depth.num_decoder_layers} must be at most "
@@ -120,6 +122,7 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
     ):
         if len(optimiser.betas) != 2:
             yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
+    yield from pair_problems(config)
     yield from _objective_problems(config)
     if config.evaluation.metric == "mmd_squared" and config.evaluation.samples < 2:
         yield "evaluation.metric=mmd_squared needs evaluation.samples of at least 2"
@@ -240,8 +243,8 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         ("student", pair.student, "student_start"),
     ):
         yield model.path is not None, f"pair.{name}.architecture", f"pair.{name}.path={model.path}"
-        yield model.path is None, f"pair.{name}.revision", f"pair.{name}.path=null"
         yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
+    yield from pair_ignoring_rules(config)
     brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"
     yield pair.teacher.path is not None, "pair.tokenizer", brings
     for name in ("teacher", "student_start", "student", "critic"):
