@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from amd_lightning import adapters
@@ -21,6 +22,7 @@ Loaded = TypeVar("Loaded")
 
 FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What transformers raises for files that are missing, damaged or of another kind."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 NO_ANSWER = (ConnectionError, TimeoutError)
 REMEDIES = (
     ("trust_remote_code", "with code that you have read, set pair.NAME.trust_remote_code=true"),
@@ -74,6 +76,16 @@ def adapter_folder(source: str, **options: Any) -> Path | None:
     if not Path(source).is_dir():
         huggingface_hub.hf_hub_download(source, adapters.WEIGHTS, **options)
     return Path(file).parent
+
+
+def require_tokenizer_file(source: str, *, local_files_only: bool = False, **options: Any) -> None:
+    """Raise OSError where a folder or a cached repository has no tokenizer, for which transformers would make
+    up an empty one from the model's config: of a hub's model, the weights may be cached and this not yet."""
+    if not local_files_only:
+        return
+    quiet = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    if all(cached_file(source, name, **quiet, **options) is None for name in TOKENIZER_FILES):
+        raise OSError(f"it has none of {', '.join(TOKENIZER_FILES)}")
 
 
 @contextmanager

@@ -20,7 +20,12 @@ from transformers import (
 
 from amd_lightning import adapters
 from amd_lightning.cache import directory_digest
-from amd_lightning.checkpoints import adapter_folder, from_folder_or_hub, without_bars
+from amd_lightning.checkpoints import (
+    adapter_folder,
+    from_folder_or_hub,
+    require_tokenizer_file,
+    without_bars,
+)
 from amd_lightning.errors import ModelError
 from amd_lightning.families import policy_for
 from amd_lightning.initialisation import imitate_trained_attention
@@ -162,6 +167,7 @@ def load_tokenizer(
         if folder is not None and not (folder / "tokenizer.json").is_file():
             base, base_revision = adapters.base_of(folder)
             return load_tokenizer(base, revision=base_revision, trust_remote_code=trust_remote_code)
+        require_tokenizer_file(source, **options)
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
 
     tokenizer = from_folder_or_hub(load, path, revision, "tokenizer")
