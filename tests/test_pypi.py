@@ -146,7 +146,7 @@ def test_smollm2_writes_english_and_knows_what_is_likely() -> None:
     policy, tokenizer = load_policy(folder), load_tokenizer(folder)
     assert policy.vocabulary_size == len(tokenizer) == 49152
     assert policy.model.config.num_hidden_layers == 30
-    question = tokenizer.apply_chat_template(
+    question: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
         add_generation_prompt=True,
         return_tensors="pt",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ from amd_lightning.families import policy_for
 from amd_lightning.students import Layers, build_student, from_layers, spread
 from tests.helpers import VOCABULARY, prompts, t5
 
-ENDS = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
-SMALL = {
+ENDS: dict[str, Any] = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "num_hidden_layers": 4,
