@@ -11,10 +11,11 @@ from torch import Tensor
 
 from amd_lightning.adapters import Lora
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.config.choices import Actions, CriticKind, Distance, Features, Init, Writer
+from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, Features, Init, Writer
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
 from amd_lightning.config.pair import StudentConfig, TeacherConfig
+from amd_lightning.config.rules import ONLY_T5
 from amd_lightning.config.running import OptimiserConfig, StageConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.critics import (
@@ -190,6 +191,9 @@ def _task(data: DataConfig) -> Task:
 
 def _model(model: TeacherConfig | StudentConfig, stage: StageConfig) -> ModelSpec:
     lora, layers = model.lora, None
+    architecture = asdict(model.architecture) | {"family": str(model.architecture.family)}
+    if model.architecture.family is Family.llama:
+        architecture = {name: value for name, value in architecture.items() if name not in ONLY_T5}
     if isinstance(model, StudentConfig) and model.path is None and model.init is Init.layers:
         chosen = model.layers
         layers = Layers(chosen.count, chosen.indices, chosen.encoder_indices)
@@ -197,7 +201,7 @@ def _model(model: TeacherConfig | StudentConfig, stage: StageConfig) -> ModelSpe
         path=model.path,
         revision=model.revision,
         dtype=model.dtype,
-        architecture=asdict(model.architecture),
+        architecture=architecture,
         stage=_stage(stage),
         attn_implementation=model.attn_implementation and str(model.attn_implementation),
         gradient_checkpointing=model.gradient_checkpointing,

@@ -134,7 +134,7 @@ class CausalPolicy(Policy):
 
     def _to_generate(self, prompt: PromptBatch, max_tokens: int) -> tuple[dict[str, Tensor], int]:
         lengths = prompt.attention_mask.sum(dim=1)
-        self._require_room(lengths, int(lengths.max()) + max_tokens)
+        self._require_room(lengths, int(lengths.max()) + max_tokens - 1)
         ids, mask = _aligned(prompt.input_ids, prompt.attention_mask.bool(), "right")
         return {"input_ids": ids, "attention_mask": mask.long()}, ids.shape[1]
 
@@ -164,8 +164,8 @@ class CausalPolicy(Policy):
         room = getattr(self.model.config, "max_position_embeddings", None)
         if room is not None and tokens > room:
             raise ModelError(
-                f"prompt and response have up to {tokens:,} tokens and {type(self.model).__name__} has "
-                f"{room:,} positions; lower data.max_prompt_tokens or data.max_response_tokens"
+                f"{type(self.model).__name__} has {room:,} positions and prompt and response need {tokens:,}"
+                f"; lower data.max_prompt_tokens or data.max_response_tokens"
             )
 
 

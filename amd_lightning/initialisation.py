@@ -1,16 +1,17 @@
-"""Weights for small T5s that are trained from scratch: attention that starts out as trained attention looks.
+"""Weights of small models that are trained from scratch: attention that starts as trained attention looks.
 
-With T5's own initialisation a model of a few hundred thousand parameters is slow to learn to copy a name
+With its own initialisation a T5 or Llama of a few hundred thousand parameters is slow to learn to copy a name
 out of its prompt. Trained Transformers share two properties that can be set by hand
 (Trockman & Kolter 2023, arXiv 2305.09828, "Mimetic initialization of self-attention layers"): queries and
 keys are alike, so that a token attends to tokens like itself, and the output projection undoes the value
-projection, so that what is attended to is copied. The relative biases are our own addition: heads begin
-by looking near.
+projection, so that what is attended to is copied. A T5's relative biases are our own addition: heads begin
+by looking near. So is the size of a Llama's queries and keys.
 """
 
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import LlamaForCausalLM, T5ForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.t5.modeling_t5 import T5Attention
 
 SPAN = 3.0
@@ -18,9 +19,11 @@ SPAN = 3.0
 
 
 @torch.no_grad()
-def imitate_trained_attention(model: T5ForConditionalGeneration) -> None:
-    """Rewrite the attention weights of a fresh T5 in place; draws from torch's global random stream."""
+def imitate_trained_attention(model: T5ForConditionalGeneration | LlamaForCausalLM) -> None:
+    """Rewrite the attention weights of a fresh model in place; draws from torch's global random stream."""
     for module in model.modules():
+        if isinstance(module, LlamaAttention):
+            _imitate_in_llama(module)
         if not isinstance(module, T5Attention):
             continue
         nn.init.orthogonal_(module.v.weight)
@@ -30,6 +33,16 @@ def imitate_trained_attention(model: T5ForConditionalGeneration) -> None:
         module.k.weight.copy_(0.5 * (module.k.weight + query))
         if module.has_relative_attention_bias:
             _look_near(module.relative_attention_bias.weight, both_sides=not module.is_decoder)
+
+
+def _imitate_in_llama(module: LlamaAttention) -> None:
+    """For as many key heads as query heads."""
+    nn.init.orthogonal_(module.v_proj.weight)
+    module.o_proj.weight.copy_(module.v_proj.weight.T)
+    # Of unit variance behind the norm's features, where Llama's own are so small that attention is flat.
+    for projection in (module.q_proj, module.k_proj):
+        nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+    module.k_proj.weight.copy_(0.5 * (module.k_proj.weight + module.q_proj.weight))
 
 
 def _look_near(bias: torch.Tensor, both_sides: bool) -> None:

@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -33,6 +35,15 @@ from amd_lightning.initialisation import imitate_trained_attention
 from amd_lightning.policies import Policy
 
 
+def build_model(
+    architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, vocabulary_size: int
+) -> Policy:
+    """A model of `architecture["family"]` with fresh weights; see `build_t5` and `build_llama`."""
+    build = {"t5": build_t5, "llama": build_llama}[architecture["family"]]
+    fields = {name: value for name, value in architecture.items() if name != "family"}
+    return build(fields, tokenizer, vocabulary_size)
+
+
 def build_t5(
     architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, vocabulary_size: int
 ) -> Policy:
@@ -50,6 +61,32 @@ def build_t5(
         **{"decoder_start_token_id": tokenizer.pad_token_id, **architecture},
     )
     model = T5ForConditionalGeneration(config)
+    imitate_trained_attention(model)
+    return policy_for(model)
+
+
+def build_llama(
+    architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, vocabulary_size: int
+) -> Policy:
+    """A Llama with fresh weights, embeddings and head tied as in a T5; arguments as those of `build_t5`.
+
+    Args:
+        architecture: d_model, d_kv, d_ff, num_decoder_layers, num_heads, dropout_rate, as a T5 names them.
+    """
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=architecture["d_model"],
+        head_dim=architecture["d_kv"],
+        intermediate_size=architecture["d_ff"],
+        num_hidden_layers=architecture["num_decoder_layers"],
+        num_attention_heads=architecture["num_heads"],
+        attention_dropout=architecture["dropout_rate"],
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
     imitate_trained_attention(model)
     return policy_for(model)
 
@@ -179,6 +216,18 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:  # GPT-2's; masks come from lengths, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def is_causal(path: str, revision: str | None, trust_remote_code: bool = False) -> bool:
+    """Whether a model's responses continue its prompts, by its config; raises as `load_policy` does."""
+
+    def load(source: str, **options: Any) -> bool:
+        if (folder := adapter_folder(source, **options)) is not None:
+            return is_causal(*adapters.base_of(folder), trust_remote_code)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+        return not config.is_encoder_decoder
+
+    return from_folder_or_hub(load, path, revision, "model")
 
 
 def fingerprint(path: str, revision: str | None) -> dict[str, Any]:

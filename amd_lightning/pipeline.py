@@ -110,12 +110,14 @@ class Pipeline:
 
     def _prepare_text(self, rows: Mapping[str, list[Example]]) -> None:
         """Tokenizer and tokenised splits, with what the length limits did to them said in the log."""
-        task = self.spec.task
+        task, teacher = self.spec.task, self.spec.teacher
         template = list(task.template)
-        if self.spec.teacher.path is not None:
-            self.tokenizer = starts.tokenizer_of(self.spec.teacher, self.spec.cache)
-            tokenizer_key: Any = starts.source(self.spec.teacher)
+        if teacher.path is not None:
+            causal = starts.is_causal(teacher, self.spec.cache)
+            self.tokenizer = starts.tokenizer_of(teacher, self.spec.cache)
+            tokenizer_key: Any = starts.source(teacher)
         else:
+            causal = teacher.architecture["family"] != "t5"
             texts = [
                 text
                 for example in rows["train"]
@@ -125,10 +127,12 @@ class Pipeline:
                 "rows": digest(rows["train"]),
                 "template": template,
                 "vocabulary_size": self.spec.vocabulary_size,
+                "causal": causal,
             }
 
             def make(folder: Path) -> None:
-                train_tokenizer(texts, self.spec.vocabulary_size).save_pretrained(folder)
+                tokenizer = train_tokenizer(texts, self.spec.vocabulary_size, causal=causal)
+                tokenizer.save_pretrained(folder)
 
             artifact = self._artifact("tokenizer", inputs, make)
             self.tokenizer, tokenizer_key = load_tokenizer(str(artifact.path)), artifact.key
@@ -137,7 +141,9 @@ class Pipeline:
         self.data_inputs: dict[str, Any] = {}
         for split in SPLITS:
             examples = rows[split]
-            self.splits[split], report = tokenise(examples, self.tokenizer, task.template, task.limits, split)
+            self.splits[split], report = tokenise(
+                examples, self.tokenizer, task.template, task.limits, split, causal
+            )
             if described := report.describe():
                 log.warning(described)
             self.outcome.rows[split] = len(self.splits[split])

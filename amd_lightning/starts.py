@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from amd_lightning import adapters, pypi
+from amd_lightning import adapters, models, pypi
 from amd_lightning.alignment import align, require_same_tokenizer
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.families import policy_for
 from amd_lightning.models import (
-    build_t5,
+    build_model,
     checkpoint_activations,
     fingerprint,
     load_policy,
@@ -57,6 +57,11 @@ def tokenizer_of(spec: ModelSpec, cache: ArtifactCache) -> PreTrainedTokenizerFa
     )
 
 
+def is_causal(spec: ModelSpec, cache: ArtifactCache) -> bool:
+    """Whether a loaded model's responses continue its prompts."""
+    return models.is_causal(_place(spec, cache), spec.revision, spec.trust_remote_code)
+
+
 def initial(
     spec: ModelSpec, teacher: Policy | None, tokenizer: PreTrainedTokenizerFast, cache: ArtifactCache
 ) -> Policy:
@@ -79,7 +84,7 @@ def initial(
         policy = policy_for(build_student(teacher.model, spec.layers, spec.dtype))
     else:
         size = teacher.vocabulary_size if teacher else len(tokenizer)
-        policy = build_t5(spec.architecture, tokenizer, vocabulary_size=size)
+        policy = build_model(spec.architecture, tokenizer, vocabulary_size=size)
 
     def adapt(policy: Policy) -> None:
         if spec.lora is not None:

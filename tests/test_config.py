@@ -72,7 +72,7 @@ def test_every_knob_is_read_by_somebody() -> None:
 def test_every_architecture_knob_is_a_field_of_t5s_config() -> None:
     from transformers import T5Config
 
-    known = T5Config().to_dict()
+    known = {"family", *T5Config().to_dict()}
     assert [field.name for field in fields(pair.ArchitectureConfig) if field.name not in known] == []
 
 
@@ -162,6 +162,13 @@ def test_sequence_level_distillation_learns_from_the_teachers_responses() -> Non
 def test_what_the_command_line_chooses_beats_scale_and_experiment() -> None:
     config = composed("+experiment=samsum", "objective=kd", "scale=paper", "pair=t5_demo")
     assert (str(config.objective.distance), config.pair.name) == ("kl", "t5_demo")
+
+
+def test_a_causal_pair_is_chosen_on_the_command_line() -> None:
+    overrides = ["+experiment=samsum", "pair=llama_demo"]
+    config = validated(composed(*overrides), overrides, refuse_ignored=True)
+    architectures = config.pair.teacher.architecture, config.pair.student.architecture
+    assert [str(architecture.family) for architecture in architectures] == ["llama", "llama"]
 
 
 SCALES = [f"scale={scale}" for scale in options("scale")]

@@ -1,26 +1,36 @@
 """Models and tokenizers are saved for anybody to load, and what cannot be loaded is refused in words."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from amd_lightning.data import sources
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.errors import HubUnreachableError, ModelError
 from amd_lightning.models import (
+    build_model,
     build_t5,
     fingerprint,
+    is_causal,
     load_policy,
     load_tokenizer,
     save_policy,
 )
 from amd_lightning.policies import Policy
 from tests.data.hub_stub import HubStub
+from tests.families import gpt2, llama, opt
 from tests.helpers import bart, prompts, t5
 
 TOKENIZER = train_tokenizer(["Shall we meet at noon? Yes!"], 262)
@@ -72,6 +82,61 @@ def test_a_built_t5_ends_and_starts_with_the_tokenizers_ids() -> None:
     torch.manual_seed(0)
     again = build_t5(ARCHITECTURE, TOKENIZER, 270)
     torch.testing.assert_close(logits(again.model), logits(policy.model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("causal", [llama, gpt2, opt], ids=["llama", "gpt2", "opt"])
+def test_causal_models_are_loaded_as_such(causal: Callable[[], Policy], tmp_path: Path) -> None:
+    policy = causal()
+    save_policy(policy, TOKENIZER, tmp_path, max_tokens=12)
+    ids = torch.tensor([[5, 6, 1]])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert plain.generation_config.max_new_tokens == 12
+    for model in (plain.eval(), load_policy(str(tmp_path)).model):
+        assert type(model) is type(policy.model)
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, policy.model(ids).logits, rtol=0, atol=0)
+    assert is_causal(str(tmp_path), None)
+
+
+def test_an_encoder_decoder_is_not_causal(tmp_path: Path) -> None:
+    save_policy(t5(), TOKENIZER, tmp_path, 4)
+    assert not is_causal(str(tmp_path), None)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_eos(tmp_path: Path) -> None:
+    bare = train_tokenizer(["Shall we meet at noon? Yes!"], 262)
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).pad_token_id == bare.eos_token_id
+
+
+def test_a_built_llama_has_the_asked_for_shape_and_attention() -> None:
+    tokenizer = train_tokenizer(["Shall we meet at noon? Yes!"], 262, causal=True)
+    fields = {**ARCHITECTURE, "num_decoder_layers": 2, "dropout_rate": 0.1, "family": "llama"}
+    del fields["num_layers"]
+    torch.manual_seed(0)
+    policy = build_model(fields, tokenizer, 270)
+    config = policy.model.config
+    assert (config.hidden_size, config.head_dim, config.intermediate_size) == (16, 8, 24)
+    assert (config.num_hidden_layers, config.num_attention_heads, config.attention_dropout) == (2, 2, 0.1)
+    assert (config.pad_token_id, config.eos_token_id, config.bos_token_id) == (0, 1, 3)
+    assert policy.vocabulary_size == 270
+    assert policy.head_parameters[0] is policy.model.get_input_embeddings().weight
+    for layer in policy.model.model.layers:
+        attention: Any = layer.self_attn
+        copied = attention.o_proj.weight @ attention.v_proj.weight
+        torch.testing.assert_close(copied, torch.eye(16), rtol=0, atol=1e-5)
+        q, k = attention.q_proj.weight.flatten(), attention.k_proj.weight.flatten()
+        assert torch.corrcoef(torch.stack([q, k]))[0, 1] > 0.5
+        assert 0.2 < float(q.std()) < 0.3  # 16 ** -.5
+
+
+def test_a_built_model_is_of_its_family() -> None:
+    torch.manual_seed(0)
+    expected = build_t5(ARCHITECTURE, TOKENIZER, 270)
+    torch.manual_seed(0)
+    policy = build_model({**ARCHITECTURE, "family": "t5"}, TOKENIZER, 270)
+    torch.testing.assert_close(logits(policy.model), logits(expected.model), rtol=0, atol=0)
 
 
 def test_the_type_of_the_weights_is_the_one_asked_for(tmp_path: Path) -> None:

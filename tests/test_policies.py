@@ -1,7 +1,6 @@
 """What a policy says about a response is what its own model says, and what it writes is drawn from that."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,13 +11,8 @@ from transformers import GenerationConfig
 from amd_lightning import policies
 from amd_lightning.policies import Policy, until_end
 from amd_lightning.types import Rollout, join_responses
-from tests.helpers import EOS, PAD, VOCABULARY, bart, prompts, rollout, t5
-
-FAMILIES: dict[str, Callable[[], Policy]] = {
-    "t5 v1.0, tied and scaled": lambda: t5(tied=True, feed_forward_proj="relu"),
-    "t5 v1.1, untied and gated": t5,
-    "bart, with a bias on the logits": bart,
-}
+from tests.families import FAMILIES, own_logits
+from tests.helpers import EOS, PAD, VOCABULARY, prompts, rollout, t5
 
 
 @pytest.fixture(params=FAMILIES)
@@ -28,19 +22,6 @@ def policy(request: pytest.FixtureRequest) -> Policy:
 
 def states(off_policy: bool = True, seed: int = 0) -> Rollout:
     return rollout([5, 2, 4], [[3], [5], [1]], [[off_policy]] * 3, seed=seed)
-
-
-def own_logits(policy: Policy, some: Rollout) -> Tensor:
-    """The model's own forward over one response a prompt, unpacked row by row: [N, V]."""
-    start = policy.model.config.decoder_start_token_id
-    found = []
-    for row in range(len(some.response_ids)):
-        prompt = some.prompt.input_ids[row][some.prompt.attention_mask[row].bool()]
-        for ids, mask in zip(some.response_ids[row], some.response_mask[row], strict=True):
-            response = ids[mask]
-            inputs = torch.cat([torch.tensor([start]), response[:-1]])
-            found.append(policy.model(input_ids=prompt[None], decoder_input_ids=inputs[None]).logits[0])
-    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -229,7 +210,7 @@ def test_the_mixture_is_that_of_the_two_policies_at_every_step(
         return steps[-1]
 
     monkeypatch.setattr(policies._Mixture, "__call__", recorded)
-    some = prompts([4, 2, 3, 5, 6], pad_id=student.model.config.pad_token_id)
+    some = prompts([4, 2, 3, 5, 6], pad_id=student.model.config.pad_token_id or PAD)
     torch.manual_seed(0)
     ids, mask = student.respond(some, 6, mixed_with=teacher, mixed_share=0.3)
     written = Rollout(some, ids.unsqueeze(1), mask.unsqueeze(1), torch.zeros(5, 1, dtype=torch.bool))

@@ -140,6 +140,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"pair__student__architecture__num_decoder_layers": 3},
         "pair.student.architecture.num_decoder_layers=3 must be at most num_layers=2",
     ),
+    (
+        {"pair__student__architecture__family": "llama"},
+        "pair.teacher.architecture.family=t5 and pair.student.architecture.family=llama must be the same",
+    ),
     ({"optim__student__betas": [0.9]}, "optim.student.betas=[0.9] must be two numbers"),
     ({"pair__student__path": "DIR"}, "pair.student.path is set but pair.teacher.path is not"),
     (
@@ -331,6 +335,10 @@ IGNORED: list[tuple[dict[str, Any], str]] = [
     ({"data__path": "DIR"}, "data.path"),
     ({"data__revision": "main"}, "data.revision"),
     ({"pair__teacher__path": "DIR"}, "pair.teacher.architecture.d_model"),
+    *(
+        ({"pair__student__architecture__family": "llama"}, f"pair.student.architecture.{key}")
+        for key in ("num_layers", "relative_attention_max_distance", "feed_forward_proj")
+    ),
     ({"pair__teacher__path": "DIR"}, "pair.tokenizer.vocabulary_size"),
     ({"pair__student__path": "DIR"}, "pair.student.architecture"),
     ({"pair__teacher__revision": "main"}, "pair.teacher.revision"),
@@ -391,6 +399,8 @@ USED: list[tuple[dict[str, Any], str]] = [
     ({}, "rollout.temperature"),
     ({"objective__beta": 0.0}, "rollout"),
     ({"data__source": "files", "data__path": "DIR"}, "data.path"),
+    ({"pair__student__architecture__family": "llama"}, "pair.student.architecture.num_decoder_layers"),
+    ({"pair__teacher__architecture__family": "t5"}, "pair.teacher.architecture.num_layers"),
     ({"optim__teacher__updates": 0}, "optim.teacher.updates"),
     ({"logger__wandb__mode": "disabled"}, "logger.wandb.mode"),
     ({"logger__wandb__mode": "disabled"}, "logger"),

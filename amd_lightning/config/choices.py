@@ -81,6 +81,13 @@ class Init(StrEnum):
     layers = "layers"
 
 
+class Family(StrEnum):
+    """What is built where a model is trained from scratch."""
+
+    t5 = "t5"
+    llama = "llama"
+
+
 class Source(StrEnum):
     """Where rows come from."""
 

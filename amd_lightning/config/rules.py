@@ -14,6 +14,7 @@ from amd_lightning.config.choices import (
     Baseline,
     CriticKind,
     Distance,
+    Family,
     Init,
     Returns,
     Schedule,
@@ -36,6 +37,9 @@ PARAMETER_OF = {
     "ab_beta": (Distance.alpha_beta,),
 }
 """Which distances a knob of `objective` belongs to."""
+
+ONLY_T5 = ("num_layers", "relative_attention_max_distance", "feed_forward_proj")
+"""What a Llama's architecture has no use for."""
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -89,8 +93,11 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
                 f"train it or set pair.{name}.path"
             )
     for name, model in (("teacher", pair.teacher), ("student", pair.student)):
-        depth, built = model.architecture, getattr(model, "init", None) is not Init.layers
-        if model.path is None and built and depth.num_decoder_layers > depth.num_layers:
+        depth, built = (
+            model.architecture,
+            model.path is None and getattr(model, "init", None) is not Init.layers,
+        )
+        if built and depth.family is Family.t5 and depth.num_decoder_layers > depth.num_layers:
             # transformers sizes the KV cache of a T5 by its encoder.
             yield (
                 f"pair.{name}.architecture.num_decoder_layers={depth.num_decoder_layers} must be at most "
@@ -100,6 +107,12 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         yield (
             "pair.student.path is set but pair.teacher.path is not: the tokenizer trained with the teacher "
             "would not be the student's"
+        )
+    families = [model.architecture.family for model in (pair.teacher, pair.student) if model.path is None]
+    if pair.student.init is Init.fresh and len(set(families)) > 1:
+        yield (
+            f"pair.teacher.architecture.family={families[0]} and pair.student.architecture.family="
+            f"{families[1]} must be the same: a prompt is written for one family"
         )
     if optim.student.updates == 0:
         yield "optim.student.updates=0 distils nothing"
@@ -243,6 +256,9 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         ("student", pair.student, "student_start"),
     ):
         yield model.path is not None, f"pair.{name}.architecture", f"pair.{name}.path={model.path}"
+        llama = model.path is None and model.architecture.family is Family.llama
+        for key in ONLY_T5:
+            yield llama, f"pair.{name}.architecture.{key}", f"pair.{name}.architecture.family=llama"
         yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
     yield from pair_ignoring_rules(config)
     brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"

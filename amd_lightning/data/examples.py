@@ -127,6 +127,7 @@ def tokenise(
     template: PromptTemplate,
     limits: Limits,
     split: Split,
+    causal: bool = False,
 ) -> tuple[list[TokenisedExample], LengthReport]:
     """Token ids of all examples that the limits leave, in their order, and the report of what the limits did.
 
@@ -134,6 +135,9 @@ def tokenise(
     whole. Whatever `limits` say, test prompts are truncated, never dropped (fewer test rows would be another
     score), and so are valid and test responses (their references are text; the ids only serve teacher-forced
     distances).
+
+    causal: whether a response continues its prompt, which then does not end with the EOS that the tokenizer
+    puts after every text.
 
     Raises DataError when no row is left, or when the template alone fills the prompt; ModelError when the
     tokenizer has no EOS.
@@ -145,7 +149,11 @@ def tokenise(
     long_prompts = "truncate" if split == "test" else limits.long_prompts
     long_responses = limits.long_responses if split == "train" else "truncate"
 
+    # Asked of a text: where BOS and EOS are one token (OPT's), an empty one tells nothing.
+    ended = causal and _ids(tokenizer, ["a"])[0][-1] == tokenizer.eos_token_id
     prompts = _ids(tokenizer, [template.before + example.prompt + template.after for example in examples])
+    if ended:
+        prompts = [ids[:-1] for ids in prompts]
     responses = _ids(tokenizer, [example.response for example in examples], special=False)
     kept: list[TokenisedExample] = []
     dropped_prompts = truncated_prompts = dropped_responses = truncated_responses = 0
@@ -160,7 +168,8 @@ def tokenise(
             dropped_responses += 1
             continue
         if prompt_over:
-            prompt_ids = _shorten(example.prompt, tokenizer, template, limits.prompt_tokens)
+            prompt_ids = _shorten(example.prompt, tokenizer, template, limits.prompt_tokens + ended)
+            prompt_ids = prompt_ids[: len(prompt_ids) - ended]
             truncated_prompts += 1
         if response_over:
             response_ids = response_ids[: limits.response_tokens]

@@ -117,6 +117,26 @@ class TestWholeRows:
         assert text == "<s>### Dialogue:\nann: cake\n\n### Summary:\n"
         assert decode(BYTES, row.response_ids) == "see you</s>", "no BOS inside, EOS at the end"
 
+    def test_a_causal_prompt_does_not_end_with_the_tokenizers_eos(self) -> None:
+        ids = UNIGRAM("summarize: ann: cake")["input_ids"]
+        (row,), report = tokenise([SHORT], UNIGRAM, T5_TEMPLATE, limits(len(ids) - 1), "train", causal=True)
+        assert row.prompt_ids == ids[:-1]
+        assert row.response_ids == UNIGRAM("see you")["input_ids"]
+        assert report.prompt_lengths.longest == len(ids) - 1
+        bounds = limits(20, long_prompts="truncate")
+        (cut,), _ = tokenise([LONG_PROMPT], UNIGRAM, T5_TEMPLATE, bounds, "train", causal=True)
+        assert EOS not in cut.prompt_ids
+        assert 18 <= len(cut.prompt_ids) <= 20
+        (plain,), _ = tokenise([LONG_PROMPT], UNIGRAM, T5_TEMPLATE, bounds, "train")
+        assert len(plain.prompt_ids) <= 20
+
+    def test_a_causal_prompt_keeps_what_its_template_ends_with(self) -> None:
+        ended = PromptTemplate(HEADED.before, "</s>")
+        for tokenizer in (UNIGRAM, BYTES):
+            (row,), _ = tokenise([SHORT], tokenizer, ended, limits(), "train", causal=True)
+            assert row.prompt_ids[-1] == tokenizer.eos_token_id
+            assert row.prompt_ids.count(tokenizer.eos_token_id) == 1
+
     def test_a_prompt_as_long_as_the_limit_is_not_too_long(self) -> None:
         (row,), _ = run([SHORT], limits())
         exact = limits(len(row.prompt_ids), len(row.response_ids))

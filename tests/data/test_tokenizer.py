@@ -9,7 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from amd_lightning.data.tokenizer import EOS, PAD, UNK, train_tokenizer
+from amd_lightning.data.tokenizer import BOS, EOS, PAD, UNK, train_tokenizer
 
 TEXTS = [f"summarize: Adam: Shall we meet on day {day}?\nKate: Yes, at noon!" for day in range(100, 500)]
 TOKENIZER: Any = train_tokenizer(TEXTS, 300)
@@ -54,6 +54,16 @@ def test_a_word_is_the_same_token_wherever_it_stands() -> None:
 def test_special_ids_are_t5s() -> None:
     assert TOKENIZER.convert_tokens_to_ids([PAD, EOS, UNK]) == [0, 1, 2]
     assert (TOKENIZER.pad_token_id, TOKENIZER.eos_token_id, TOKENIZER.unk_token_id) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("size", [300, 500], ids=["pieces", "words"])
+def test_a_causal_models_prompt_ends_where_the_response_begins(size: int) -> None:
+    causal: Any = train_tokenizer(TEXTS, size, causal=True)
+    assert causal.convert_tokens_to_ids([PAD, EOS, UNK, BOS]) == [0, 1, 2, 3]
+    assert (causal.bos_token_id, causal.eos_token_id) == (3, 1)
+    assert causal("noon")["input_ids"] == [*causal("noon", add_special_tokens=False)["input_ids"], 3]
+    assert TOKENIZER.bos_token_id is None
+    assert BOS not in TOKENIZER.get_vocab()
 
 
 def test_eos_is_left_out_on_request() -> None:

@@ -1,7 +1,7 @@
 """One batch is one update: what moves, by which gradient, how often, and however it is cut up."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,17 @@ from amd_lightning.objectives.support import Support, full_support
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import token_weights
 from amd_lightning.types import Batch, PromptBatch, Rollout, Tokens
+from tests.families import llama, own_logits
 from tests.helpers import rollout, t5
 from tests.modules.harness import CONSTANT, CRITIC, critic, module, train
 
 BOTH = rollout([3, 5, 2], [[4, 2], [1, 5], [3, 3]], [[True, False]] * 3)
+
+
+PAIRS: dict[str, Callable[[], dict[str, Any]]] = {
+    "t5": dict,
+    "llama": lambda: {"student": llama(1), "teacher": llama(2, hidden_size=24)},
+}
 
 
 def no_sampler(policy: Policy, prompt: PromptBatch) -> Rollout:
@@ -64,15 +71,7 @@ def start(method: str) -> dict[str, Tensor]:
 
 def own_log_probs(policy: Policy, some: Rollout) -> Tensor:
     """The whole distribution at every response token, by the model's own forward: [N, V]."""
-    copies = some.response_ids.shape[1]
-    ids = some.response_ids.flatten(0, 1)
-    logits = policy.model(
-        input_ids=some.prompt.input_ids.repeat_interleave(copies, 0),
-        attention_mask=some.prompt.attention_mask.repeat_interleave(copies, 0),
-        decoder_input_ids=torch.nn.functional.pad(ids[:, :-1], (1, 0)),  # the start token's id is 0
-    ).logits
-    mask: Tensor = some.response_mask.flatten(0, 1)
-    return logits[mask].log_softmax(-1)
+    return own_logits(policy, some).log_softmax(-1)
 
 
 def formula(method: str, some: DistillationModule, weight: Tensor) -> Tensor:
@@ -113,9 +112,10 @@ def tokens_of(some: DistillationModule, beta: float) -> tuple[Tokens, Tensor]:
     return some._pack(Batch(BOTH, weight)), weight
 
 
+@pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("method", ["kl", "rkl", "residual", "learned"])
-def test_the_students_gradient_is_that_of_the_formula(method: str) -> None:
-    some = module(method, 0.3)
+def test_the_students_gradient_is_that_of_the_formula(method: str, pair: str) -> None:
+    some = module(method, 0.3, **PAIRS[pair]())
     tokens, weight = tokens_of(some, 0.3)
     loss, _ = some._loss(tokens, diagnose=False)
     loss.backward()
