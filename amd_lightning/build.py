@@ -9,11 +9,12 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from amd_lightning.adapters import Lora
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, Features, Writer
+from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, Features, Init, Writer
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
-from amd_lightning.config.pair import ModelConfig
+from amd_lightning.config.pair import StudentConfig, TeacherConfig
 from amd_lightning.config.rules import ONLY_T5, uses_off_policy
 from amd_lightning.config.running import OptimiserConfig, StageConfig
 from amd_lightning.config.schema import RunConfig
@@ -45,6 +46,7 @@ from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler
 from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
+from amd_lightning.students import Layers
 from amd_lightning.tracking import WandbSettings, wandb_logger
 from amd_lightning.training import StageSpec, TrainerSpec, seed_for
 
@@ -201,11 +203,28 @@ def _task(data: DataConfig) -> Task:
     )
 
 
-def _model(model: ModelConfig, stage: StageConfig) -> ModelSpec:
+def _model(model: TeacherConfig | StudentConfig, stage: StageConfig) -> ModelSpec:
+    lora, layers = model.lora, None
     architecture = asdict(model.architecture) | {"family": str(model.architecture.family)}
     if model.architecture.family is Family.llama:
         architecture = {name: value for name, value in architecture.items() if name not in ONLY_T5}
-    return ModelSpec(model.path, model.revision, model.dtype, architecture, _stage(stage))
+    if isinstance(model, StudentConfig) and model.path is None and model.init is Init.layers:
+        chosen = model.layers
+        layers = Layers(chosen.count, chosen.indices, chosen.encoder_indices)
+    return ModelSpec(
+        path=model.path,
+        revision=model.revision,
+        dtype=model.dtype,
+        architecture=architecture,
+        stage=_stage(stage),
+        attn_implementation=model.attn_implementation and str(model.attn_implementation),
+        gradient_checkpointing=model.gradient_checkpointing,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+        quantization=model.quantization if isinstance(model, TeacherConfig) else None,
+        lora=Lora(lora.rank, lora.alpha, lora.dropout, tuple(lora.target_modules)) if lora.rank else None,
+        layers=layers,
+    )
 
 
 def _stage(stage: StageConfig) -> StageSpec:

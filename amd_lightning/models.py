@@ -1,10 +1,9 @@
 """Models and tokenizers: built from a config, loaded from a folder or the hub, saved for anybody to load."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import (
@@ -12,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,17 +19,20 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
+from amd_lightning import adapters
 from amd_lightning.cache import directory_digest
-from amd_lightning.data.sources import DEMO, hub_reachable
-from amd_lightning.errors import HubUnreachableError, ModelError
+from amd_lightning.checkpoints import (
+    adapter_folder,
+    from_folder_or_hub,
+    require_tokenizer_file,
+    without_bars,
+)
+from amd_lightning.errors import ModelError
 from amd_lightning.families import policy_for
 from amd_lightning.initialisation import imitate_trained_attention
 from amd_lightning.policies import Policy
-
-log = logging.getLogger(__name__)
-Loaded = TypeVar("Loaded")
 
 
 def build_model(
@@ -88,26 +91,124 @@ def build_llama(
     return policy_for(model)
 
 
-def load_policy(path: str, *, revision: str | None = None, dtype: str = "float32") -> Policy:
-    """A model folder or hub id as a policy. Safetensors alone; no code of the repository's is run.
+def load_policy(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    quantization: str | None = None,
+) -> Policy:
+    """A model folder or hub id as a policy; adapters of peft's are merged into the base that they name.
+
+    Args:
+        path, revision: the folder, or the hub id and its branch, tag or commit.
+        dtype: of the weights.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2"; None for transformers' choice.
+        trust_remote_code: run the code that comes with the model.
+        allow_pickle: take weights that are not safetensors.
+        quantization: "8bit" or "4bit" for a policy that is not trained; None for none.
 
     Raises:
         ModelError: nothing loadable there, or no model that `policy_for` takes.
         HubUnreachableError: a hub id that is not cached, and no hub.
     """
+    given: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    weights: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "use_safetensors": None if allow_pickle else True,
+    }
+    if attn_implementation is not None:
+        weights["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        weights |= quantized(quantization, dtype)
 
     def load(source: str, **options: Any) -> Policy:
-        seq2seq = AutoConfig.from_pretrained(source, **options).is_encoder_decoder
+        if (folder := adapter_folder(source, **options)) is not None:
+            return on_its_base(folder)
+        seq2seq = AutoConfig.from_pretrained(source, **given, **options).is_encoder_decoder
         loader = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        model = loader.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-        return policy_for(model)
+        return policy_for(loader.from_pretrained(source, **weights, **given, **options))
 
-    return _from_folder_or_hub(load, path, revision, "model")
+    def on_its_base(folder: Path) -> Policy:
+        base, base_revision = adapters.base_of(folder)
+        policy = load_policy(
+            base,
+            revision=base_revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            quantization=quantization,
+        )
+        adapters.load_adapters(policy.model, folder)
+        if quantization is None:  # merged into 8 or 4 bits they would be rounded
+            adapters.merge(policy.model)
+        return policy
+
+    return from_folder_or_hub(load, path, revision, "model")
 
 
-def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder or hub id; raises as `load_policy` does."""
-    tokenizer = _from_folder_or_hub(AutoTokenizer.from_pretrained, path, revision, "tokenizer")
+def quantized(bits: str, dtype: str) -> dict[str, Any]:
+    """What `from_pretrained` takes for weights in 8 bits (Dettmers et al. 2022, arXiv 2208.07339) or in 4-bit
+    NormalFloat (Dettmers et al. 2023, arXiv 2305.14314), computed with in `dtype`.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or there is no GPU.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"quantization={bits} needs bitsandbytes: pip install 'amd-lightning[quantization]', or leave "
+            "pair.teacher.quantization out"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(f"quantization={bits} needs a CUDA GPU, and torch sees none; leave it out")
+    settings = BitsAndBytesConfig(
+        load_in_8bit=bits == "8bit",
+        load_in_4bit=bits == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": settings, "device_map": {"": 0}}
+
+
+def checkpoint_activations(policy: Policy) -> None:
+    """Compute activations again in the backward pass rather than keep them (Chen et al. 2016, arXiv
+    1604.06174); the same numbers, dropout included, for about a third more time.
+
+    Raises:
+        ModelError: the model cannot.
+    """
+    model: Any = policy.model
+    # The name that transformers 6 drops, where the new one is not there yet.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot compute activations again; set pair.NAME.gradient_checkpointing"
+            "=false"
+        ) from error
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder or hub id, of their base's where adapters have none; raises as
+    `load_policy` does."""
+
+    def load(source: str, **options: Any) -> Any:
+        folder = adapter_folder(source, **options)
+        if folder is not None and not (folder / "tokenizer.json").is_file():
+            base, base_revision = adapters.base_of(folder)
+            return load_tokenizer(base, revision=base_revision, trust_remote_code=trust_remote_code)
+        require_tokenizer_file(source, **options)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+
+    tokenizer = from_folder_or_hub(load, path, revision, "tokenizer")
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"the tokenizer {path} has no fast version (tokenizer.json); convert it with transformers"
@@ -117,100 +218,49 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
     return tokenizer
 
 
-def is_causal(path: str, revision: str | None) -> bool:
+def is_causal(path: str, revision: str | None, trust_remote_code: bool = False) -> bool:
     """Whether a model's responses continue its prompts, by its config; raises as `load_policy` does."""
-    config = _from_folder_or_hub(AutoConfig.from_pretrained, path, revision, "model")
-    return not config.is_encoder_decoder
+
+    def load(source: str, **options: Any) -> bool:
+        if (folder := adapter_folder(source, **options)) is not None:
+            return is_causal(*adapters.base_of(folder), trust_remote_code)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+        return not config.is_encoder_decoder
+
+    return from_folder_or_hub(load, path, revision, "model")
 
 
-def fingerprint(path: str, revision: str | None) -> dict[str, str]:
-    """What identifies a model or tokenizer in cache keys: a folder's contents, or a hub id's commit."""
+def fingerprint(path: str, revision: str | None) -> dict[str, Any]:
+    """What identifies a model or tokenizer in cache keys: a folder's contents, or a hub id's commit; and the
+    same of the base, for adapters."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return {"folder": directory_digest(folder)}
-    config = _from_folder_or_hub(AutoConfig.from_pretrained, path, revision, "model")
-    return {"hub": path, "commit": str(config._commit_hash)}
+        return _with_base({"folder": directory_digest(folder)}, folder)
+
+    def load(source: str, **options: Any) -> dict[str, Any]:
+        snapshot = adapter_folder(source, **options)
+        if snapshot is None:
+            snapshot = Path(str(cached_file(source, "config.json", **options))).parent
+        return _with_base({"hub": path, "commit": snapshot.name}, snapshot)  # .../snapshots/COMMIT
+
+    return from_folder_or_hub(load, path, revision, "model")
+
+
+def _with_base(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Adapters are another model on another base."""
+    return found | {"base": fingerprint(*adapters.base_of(folder))} if adapters.is_adapter(folder) else found
 
 
 def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path, max_tokens: int) -> None:
-    """Weights (safetensors), configs and tokenizer, as `from_pretrained` loads them without this project."""
-    model = policy.model
+    """Weights (safetensors), configs and tokenizer, as `from_pretrained` loads them without this project;
+    adapters are merged into what is saved, not into the policy."""
+    model = adapters.merged(policy.model) if adapters.has_adapters(policy.model) else policy.model
     model.generation_config = GenerationConfig(
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         eos_token_id=model.config.eos_token_id,
         pad_token_id=getattr(model.config, "pad_token_id", None),
         max_new_tokens=max_tokens,
     )
-    with _without_bars():
+    with without_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def require_same_vocabulary(
-    teacher: Policy,
-    student: Policy,
-    teacher_tokenizer: PreTrainedTokenizerFast,
-    student_tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    """Refuse a pair whose next-token distributions cannot be compared.
-
-    Raises:
-        ModelError: different tokenizers, or different numbers of logits.
-    """
-    mine, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if mine != theirs:
-        differing = len(mine.items() ^ theirs.items())
-        raise ModelError(
-            f"teacher and student have different vocabularies ({len(theirs):,} and {len(mine):,} tokens, "
-            f"{differing:,} entries differ): white-box distillation compares their distributions token by "
-            "token; choose a student of the teacher's family"
-        )
-    if teacher.vocabulary_size != student.vocabulary_size:
-        raise ModelError(
-            f"teacher and student have {teacher.vocabulary_size:,} and {student.vocabulary_size:,} logits "
-            "for the same tokenizer; choose a student whose embedding has the teacher's size"
-        )
-
-
-def _from_folder_or_hub(load: Callable[..., Loaded], path: str, revision: str | None, what: str) -> Loaded:
-    """Load from a folder, from the hub's cached copy, or from the hub, in this order."""
-    folder = Path(path).expanduser()
-    if folder.exists() or path.startswith((".", "/", "~")):
-        if not folder.is_dir():
-            raise ModelError(
-                f"there is no model folder {path}; give one that save_pretrained wrote, or a hub id"
-            )
-        with _without_bars():
-            return _described(lambda: load(str(folder), local_files_only=True), path, what)
-    options = {"revision": revision} if revision else {}
-    try:
-        with _without_bars():
-            return load(path, local_files_only=True, **options)
-    except (OSError, ValueError):
-        log.info("%s %s is not in the local cache: asking the hub", what, path)
-    if not hub_reachable():
-        raise HubUnreachableError(
-            f"the hub cannot be reached for {what} {path}: give a model folder (pair.teacher.path=DIR "
-            f"pair.student.path=DIR), or {DEMO}"
-        )
-    return _described(lambda: load(path, **options), path, what)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars of transformers while local files are read or written; downloads keep theirs."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _described(load: Callable[[], Loaded], path: str, what: str) -> Loaded:
-    try:
-        return load()
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"the {what} {path} cannot be loaded: {reason}") from error

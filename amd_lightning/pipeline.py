@@ -18,19 +18,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from amd_lightning import starts
 from amd_lightning.cache import Artifact
 from amd_lightning.data.examples import Split, TokenisedExample
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
 from amd_lightning.evaluation.metrics import signatures
-from amd_lightning.models import (
-    build_model,
-    fingerprint,
-    load_policy,
-    load_tokenizer,
-    require_same_vocabulary,
-    save_policy,
-)
+from amd_lightning.models import save_policy
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
@@ -61,6 +55,7 @@ class Outcome:
         signatures: how text metrics were computed, where their package says so.
         validation: the student's last one.
         parameters: of each of the three models.
+        vocabulary: how many ids are compared, and how many logits each model has.
         seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
         tokens: response tokens while distilling, by who wrote them ("off", "on").
         truncation: what writing down the teacher's likeliest actions left out, see `teacher_cache`; empty
@@ -75,6 +70,7 @@ class Outcome:
     signatures: dict[str, str] = field(default_factory=dict)
     validation: dict[str, float | None] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    vocabulary: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -95,14 +91,15 @@ class Pipeline:
     def run(self) -> Outcome:
         """All stages; the student's model folder is `folder/student`."""
         spec = self.spec
-        text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, self._artifact)
+        text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, spec.cache, self._artifact)
         self.tokenizer, self.splits, self.data_inputs = text.tokenizer, text.splits, text.inputs
         self.outcome.rows = {name: len(rows) for name, rows in text.splits.items()}
         self.outcome.quality = spec.task.quality
         golds = [row.example.references for row in text.splits["test"]]
         self.outcome.signatures = signatures(list(spec.task.scorers), golds)
-        self.teacher, teacher_key = self._model("teacher", self.spec.teacher, teacher=None)
-        start, start_key = self._model("student_start", self.spec.student, self.teacher)
+        self.teacher, teacher_key = self._model("teacher", self.spec.teacher, None, None)
+        start, start_key = self._model("student_start", self.spec.student, self.teacher, teacher_key)
+        teacher_key, start_key = self._aligned(start, teacher_key, start_key)
         evaluation = self.spec.evaluation
         self.teacher_samples = {
             split: self._teacher_samples(split, teacher_key, evaluation.samples, evaluation.seed)
@@ -132,24 +129,25 @@ class Pipeline:
 
     # -- teacher and student start -------------------------------------------------------------
 
-    def _model(self, who: str, spec: ModelSpec, teacher: Policy | None) -> tuple[Policy, Any]:
+    def _model(
+        self, who: str, spec: ModelSpec, teacher: Policy | None, teacher_key: Any
+    ) -> tuple[Policy, Any]:
         """The teacher or the student start: fine-tuned on the training split, or as it was loaded.
 
         Returns the policy and what identifies it in the keys of later stages.
         """
         seed = seed_for(who, self.spec.pair_seed)
-        if spec.path is not None:
-            identity: Any = fingerprint(spec.path, spec.revision)
-        else:
-            identity = {"architecture": dict(spec.architecture)}
-        if spec.stage.updates == 0 and spec.path is not None:
-            policy = self._initial(spec, teacher)
+        identity = starts.identity(spec, teacher_key)
+        if spec.stage.updates == 0:
+            if spec.lora is not None:  # the adapters are drawn
+                L.seed_everything(seed, verbose=False)
+            policy = starts.initial(spec, teacher, self.tokenizer, self.spec.cache)
             self.outcome.parameters[who] = policy.parameter_count
             return policy.to(self.device), {**identity, "dtype": spec.dtype}
 
         def make(folder: Path) -> None:
             L.seed_everything(seed, verbose=False)
-            policy = self._initial(spec, teacher)
+            policy = starts.initial(spec, teacher, self.tokenizer, self.spec.cache)
             module = self.spec.make_fine_tuning(policy, spec.stage)
             fit(
                 module,
@@ -162,7 +160,9 @@ class Pipeline:
                 folder=folder,
                 loggers=[csv_logger(folder)],
             )
-            save_policy(policy, self.tokenizer, folder, self.spec.task.limits.response_tokens)
+            starts.save(
+                spec, policy, self.tokenizer, folder, self.spec.task.limits.response_tokens, self.spec.cache
+            )
 
         inputs = {
             "model": identity,
@@ -173,23 +173,23 @@ class Pipeline:
             "seed": seed,
         }
         artifact = self._artifact(who, inputs, make)
-        policy = load_policy(str(artifact.path), dtype=spec.dtype)
+        policy = starts.after_stage(spec, artifact.path, teacher, self.tokenizer, self.spec.cache)
         self.outcome.parameters[who] = policy.parameter_count
         return policy.to(self.device), artifact.key
 
-    def _initial(self, spec: ModelSpec, teacher: Policy | None) -> Policy:
-        """A model before its stage: loaded, its vocabulary checked against the teacher's, or built anew."""
-        if spec.path is None:
-            return build_model(
-                spec.architecture,
-                self.tokenizer,
-                vocabulary_size=teacher.vocabulary_size if teacher else len(self.tokenizer),
-            )
-        policy = load_policy(spec.path, revision=spec.revision, dtype=spec.dtype)
-        if teacher is not None:
-            tokenizer = load_tokenizer(spec.path, revision=spec.revision)
-            require_same_vocabulary(teacher, policy, self.tokenizer, tokenizer)
-        return policy
+    def _aligned(self, student: Policy, teacher_key: Any, student_key: Any) -> tuple[Any, Any]:
+        """The keys of two models whose heads were aligned: what is left out of one is part of its key."""
+        shared = self.teacher.vocabulary_size
+        self.outcome.vocabulary = {
+            "compared": shared,
+            "teacher_logits": self.teacher.head_size,
+            "student_logits": student.head_size,
+        }
+
+        def key(of_model: Any, policy: Policy) -> Any:
+            return of_model if policy.head_size == shared else {"model": of_model, "vocabulary": shared}
+
+        return key(teacher_key, self.teacher), key(student_key, student)
 
     # -- what the teacher writes ---------------------------------------------------------------
 
@@ -305,6 +305,10 @@ class Pipeline:
                 ],
             )
         save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
+        if spec.student.lora is not None:
+            starts.save_adapters(
+                spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
+            )
         self.outcome.parameters["student"] = student.parameter_count
         self.outcome.validation = validate.latest
         self.outcome.tokens = dict(module.tokens_seen)

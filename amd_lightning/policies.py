@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from amd_lightning.types import PromptBatch, Rollout
@@ -26,6 +27,7 @@ class Policy(nn.Module, ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self._vocabulary_limit: int | None = None
 
     # -- what a family says --------------------------------------------------------------------
 
@@ -64,8 +66,18 @@ class Policy(nn.Module, ABC):
 
     @property
     def vocabulary_size(self) -> int:
-        """V, the number of logits."""
+        """V, the number of logits that count: all of the head's, or those below the limit."""
+        return self._vocabulary_limit or self.head_size
+
+    @property
+    def head_size(self) -> int:
+        """The number of logits that the head has."""
         return self.model.get_output_embeddings().out_features
+
+    def limit_vocabulary(self, size: int) -> None:
+        """Leave out the ids from `size` on, which no text of the pair's has: they get no logit, so that the
+        distribution is the softmax over the others, and are never written."""
+        self._vocabulary_limit = size if size < self.head_size else None
 
     @property
     def parameter_count(self) -> int:
@@ -76,7 +88,8 @@ class Policy(nn.Module, ABC):
         """The head: [N, D] -> [N, V]."""
         logits = self.model.get_output_embeddings()(hidden)
         bias = getattr(self.model, "final_logits_bias", None)  # BART's
-        return logits if bias is None else logits + bias
+        logits = logits if bias is None else logits + bias
+        return logits if self._vocabulary_limit is None else logits[..., : self._vocabulary_limit]
 
     @property
     def head_parameters(self) -> list[Tensor]:
@@ -86,7 +99,7 @@ class Policy(nn.Module, ABC):
     @property
     def token_embeddings(self) -> Tensor:
         """[V, D] the rows of the head: how the policy tells tokens apart."""
-        return self.model.get_output_embeddings().weight.detach()
+        return self.model.get_output_embeddings().weight.detach()[: self._vocabulary_limit]
 
     def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """Normalised log-probabilities [N, V], in float32 or wider whatever the model's precision.
@@ -164,6 +177,7 @@ class Policy(nn.Module, ABC):
             bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_id=config.eos_token_id,
             pad_token_id=self.end_ids[0] if pad_id is None else pad_id,
+            suppress_tokens=list(range(self.vocabulary_size, self.head_size)) or None,
             **choice,
         )
         self.model.eval()
@@ -213,6 +227,8 @@ class _Mixture(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logits = self.other(input_ids[:, self.before :])
         other = logits.float().log_softmax(-1) + math.log(self.share)
+        # Ids that are left out on either side have no probability, in the mixture neither.
+        other = pad(other, (0, scores.shape[-1] - other.shape[-1]), value=-math.inf)
         return torch.logaddexp(other, scores.log_softmax(-1) + math.log1p(-self.share))
 
 

@@ -56,6 +56,7 @@ def assemble(outcome: Outcome, description: Mapping[str, Any]) -> dict[str, Any]
         "validation": outcome.validation,
         "rows": outcome.rows,
         **({"teacher_top_k": outcome.truncation} if outcome.truncation else {}),
+        "vocabulary": outcome.vocabulary,
         "cost": {
             "seconds": outcome.seconds,
             "cached": outcome.cached,

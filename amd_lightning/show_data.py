@@ -74,7 +74,7 @@ def show(config: RunConfig, plain: Mapping[Any, Any], folder: Path) -> str:
     def artifact(kind: str, inputs: Mapping[str, Any], make: Any, _: str) -> Artifact:
         return spec.cache.get_or_make(kind, inputs, make)
 
-    text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, artifact)
+    text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, spec.cache, artifact)
     lengths = {name: token_lengths(rows, text.tokenizer, text.template) for name, rows in text.rows.items()}
     limits = (spec.task.limits.prompt_tokens, spec.task.limits.response_tokens)
     title = f"{config.data.task} ({config.data.source}), {config.pair.name}, scale {config.scale}"

@@ -7,23 +7,33 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger
 
+from amd_lightning.adapters import Lora
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.data.examples import Example, Limits
 from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.evaluation.metrics import Scorer
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
+from amd_lightning.students import Layers
 from amd_lightning.training import StageSpec, TrainerSpec
 
 
 class ModelSpec(NamedTuple):
-    """A model to load (`path`) or to build (`architecture`), then fine-tuned as `stage` says."""
+    """A model to load (`path`), to make of the teacher's layers (`layers`) or to build (`architecture`), then
+    fine-tuned as `stage` says; with `lora`, adapters learn in place of its weights."""
 
     path: str | None
     revision: str | None
     dtype: str
     architecture: Mapping[str, Any]
     stage: StageSpec
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    quantization: str | None = None
+    lora: Lora | None = None
+    layers: Layers | None = None
 
 
 class Task(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from amd_lightning.cache import Artifact
+from amd_lightning import starts
+from amd_lightning.cache import Artifact, ArtifactCache
 from amd_lightning.data.examples import (
     Example,
     LengthReport,
@@ -23,7 +24,7 @@ from amd_lightning.data.examples import (
 )
 from amd_lightning.data.prompts import choose_template
 from amd_lightning.data.tokenizer import train_tokenizer
-from amd_lightning.models import fingerprint, is_causal, load_tokenizer
+from amd_lightning.models import load_tokenizer
 from amd_lightning.spec import ModelSpec, Task
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ class Text:
     inputs: dict[str, Any]
 
 
-def prepare_text(task: Task, teacher: ModelSpec, vocabulary_size: int, artifact: MakeArtifact) -> Text:
+def prepare_text(
+    task: Task, teacher: ModelSpec, vocabulary_size: int, cache: ArtifactCache, artifact: MakeArtifact
+) -> Text:
     """Load all splits and evaluation sets, and make token ids of them.
 
     Args:
@@ -70,9 +73,9 @@ def prepare_text(task: Task, teacher: ModelSpec, vocabulary_size: int, artifact:
     rows: dict[str, list[Example]] = {split: task.load(split) for split in SPLITS}
     sets = {name: task.load_set(name) for name in task.sets}
     if teacher.path is not None:
-        tokenizer = load_tokenizer(teacher.path, revision=teacher.revision)
-        tokenizer_key: Any = fingerprint(teacher.path, teacher.revision)
-        causal = is_causal(teacher.path, teacher.revision)
+        tokenizer = starts.tokenizer_of(teacher, cache)
+        tokenizer_key: Any = starts.source(teacher)
+        causal = starts.is_causal(teacher, cache)
         template = choose_template(task.name, task.template, tokenizer, causal)
     else:
         causal = teacher.architecture["family"] != "t5"

@@ -20,7 +20,8 @@ COMPARED = (
     "analysis.compare.statistics errors"
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
-STAGES = f"{MODULES} data modules cache models teacher_cache tracking training"
+LOADING = "adapters students alignment checkpoints models pypi"
+STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache tracking training"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
@@ -74,7 +75,12 @@ LAYERS = {
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
     "initialisation": "",
-    "models": f"{DATA} policies families initialisation cache errors",
+    "adapters": "errors",
+    "students": "adapters errors",
+    "alignment": "policies errors",
+    "checkpoints": f"{DATA} adapters errors",
+    "models": "policies families initialisation cache adapters checkpoints errors",
+    "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
     "tracking": "modules types errors",
     "training": "data modules tracking types errors",
@@ -85,6 +91,7 @@ LAYERS = {
     "config.method": "config.choices config.knobs",
     "config.running": "config.choices config.knobs",
     "config.schema": "config.knobs config.data config.pair config.method config.running",
+    "config.pair_rules": "config.choices config.schema",
     "config.rules": "config",
     "planning.shapes": "errors",
     "planning.activations": "planning.shapes",
@@ -113,8 +120,9 @@ LAYERS = {
     "analysis.compare.report": "analysis",
     "compare": "analysis errors",
     "spec": STAGES,
-    "text": f"{STAGES} spec",
-    "pipeline": f"{STAGES} spec text",
+    "starts": f"{STAGES} spec",
+    "text": f"{STAGES} spec starts",
+    "pipeline": f"{STAGES} spec starts text",
     "results": "pipeline errors",
     "build": f"{STAGES} spec config",
     "cli": "config errors",

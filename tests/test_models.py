@@ -26,13 +26,12 @@ from amd_lightning.models import (
     is_causal,
     load_policy,
     load_tokenizer,
-    require_same_vocabulary,
     save_policy,
 )
 from amd_lightning.policies import Policy
 from tests.data.hub_stub import HubStub
 from tests.families import gpt2, llama, opt
-from tests.helpers import VOCABULARY, bart, prompts, t5
+from tests.helpers import bart, prompts, t5
 
 TOKENIZER = train_tokenizer(["Shall we meet at noon? Yes!"], 262)
 ARCHITECTURE = {
@@ -145,25 +144,6 @@ def test_the_type_of_the_weights_is_the_one_asked_for(tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         policy = load_policy(str(tmp_path), dtype=dtype)
         assert {parameter.dtype for parameter in policy.parameters()} == {getattr(torch, dtype)}
-
-
-# -- pairs -------------------------------------------------------------------------------------------
-
-
-def test_a_pair_of_one_vocabulary_is_accepted() -> None:
-    require_same_vocabulary(t5(), t5(1), TOKENIZER, train_tokenizer(["Shall we meet at noon? Yes!"], 262))
-
-
-def test_different_tokenizers_are_refused() -> None:
-    other = train_tokenizer(["Something else entirely, somewhere else."], 264)
-    said = rf"different vocabularies \({len(TOKENIZER)} and {len(other)} tokens, \d+ entries differ\)"
-    with pytest.raises(ModelError, match=said):
-        require_same_vocabulary(t5(), t5(1), TOKENIZER, other)
-
-
-def test_different_numbers_of_logits_are_refused() -> None:
-    with pytest.raises(ModelError, match=rf"have {VOCABULARY} and 40 logits for the same tokenizer"):
-        require_same_vocabulary(t5(), t5(1, vocab_size=40), TOKENIZER, TOKENIZER)
 
 
 # -- what cannot be loaded ---------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
     found = results.assemble(base.outcome, {"task": "samsum", "seed": 0})
     assert set(found) == {
         *results.MODELS,
-        *("quality", "metric_signatures", "evaluation_sets"),
+        *("quality", "metric_signatures", "evaluation_sets", "vocabulary"),
         *("task", "seed", "validation", "rows", "cost", "cache_keys", "versions", "git_commit"),
     }
     metrics = {"rouge_l", "accuracy", "sampled_accuracy", "tv_off", "tv_on", "kl_off", "rkl_on", "js_on"}

@@ -68,6 +68,12 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("rollout__responses", 0, "rollout.responses=0 must be at least 1"),
     ("rollout__teacher_share", -0.1, "rollout.teacher_share=-0.1 must be at least 0.0"),
     ("rollout__teacher_share", 1.0, "rollout.teacher_share=1.0 must be less than 1.0"),
+    ("pair__student__lora__rank", -1, "pair.student.lora.rank=-1 must be at least 0"),
+    ("pair__student__lora__alpha", 0.0, "pair.student.lora.alpha=0.0 must be greater than 0.0"),
+    ("pair__student__lora__dropout", 1.0, "pair.student.lora.dropout=1.0 must be less than 1.0"),
+    ("pair__student__layers__count", 0, "pair.student.layers.count=0 must be at least 1"),
+    ("pair__student__layers__indices", [-1, 2], "pair.student.layers.indices=-1 must be at least 0"),
+    ("pair__student__dtype", "float16", "pair.student.dtype=float16 is not one of float32, bfloat16"),
     ("trainer__chunk_tokens", 0, "trainer.chunk_tokens=0 must be at least 1"),
     ("optim__student__learning_rate", INF, "optim.student.learning_rate=inf is not a finite number"),
     ("optim__critic__betas", [0.5, 1.0], "optim.critic.betas=1.0 must be less than 1.0"),
@@ -169,6 +175,51 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ),
 ]
 
+LAYERS = {"pair__student__init": "layers"}
+FOUR_BITS = {
+    "pair__teacher__path": "DIR",
+    "pair__teacher__quantization": "4bit",
+    "optim__teacher__updates": 0,
+    "trainer__accelerator": "gpu",
+}
+FLASH = {"pair__student__attn_implementation": "flash_attention_2"}
+RULES += [
+    *(
+        ({f"pair__{name}__lora__rank": 8}, f"pair.{name}.lora.rank=8 needs pair.{name}.path")
+        for name in ("teacher", "student")
+    ),
+    (
+        {"pair__student__lora__target_modules": []},
+        "pair.student.lora.target_modules=[] names no layer",
+    ),
+    (FLASH, "pair.student.attn_implementation=flash_attention_2 needs pair.student.dtype=bf"),
+    (
+        {**FLASH, "pair__student__dtype": "bfloat16"},
+        "pair.student.attn_implementation=flash_attention_2 needs",
+    ),
+    ({**FLASH, "trainer__accelerator": "gpu"}, "pair.student.attn_implementation=flash_attention_2 needs"),
+    (
+        {**FOUR_BITS, "optim__teacher__updates": 500},
+        "pair.teacher.quantization=4bit needs optim.teacher.up",
+    ),
+    ({**FOUR_BITS, "trainer__accelerator": "cpu"}, "pair.teacher.quantization=4bit needs a GPU"),
+    ({**FOUR_BITS, **LAYERS, "pair__student__layers__count": 2}, "pair.student.init=layers cannot copy"),
+    (LAYERS, "pair.student.init=layers needs either pair.student.layers.count or"),
+    (
+        {**LAYERS, "pair__student__layers__count": 2, "pair__student__layers__indices": [0, 1]},
+        "pair.student.init=layers needs either",
+    ),
+    (
+        {**LAYERS, "pair__student__layers__indices": [1, 0]},
+        "pair.student.layers.indices=[1, 0] must ascend, without repetition",
+    ),
+    (
+        {**LAYERS, "pair__student__layers__indices": [0], "pair__student__layers__encoder_indices": [0, 0]},
+        "pair.student.layers.encoder_indices=[0, 0] must ascend",
+    ),
+    ({**LAYERS, "pair__student__layers__indices": []}, "pair.student.layers.indices=[] must ascend"),
+]
+
 HORIZON = {"objective__horizon__gamma": 1.0}
 RULES += [
     ({"critic__kind": kind, "critic__ridge": 0.0}, f"critic.kind={kind} needs critic.ridge above 0")
@@ -242,6 +293,13 @@ def test_a_broken_rule_is_one_line(values: dict[str, Any], start: str) -> None:
 
 
 ALLOWED: list[dict[str, Any]] = [
+    {"pair__teacher__path": "DIR", "pair__student__path": "DIR", "pair__student__lora__rank": 8},
+    {**FLASH, "pair__student__dtype": "bfloat16", "trainer__accelerator": "gpu"},
+    FOUR_BITS,
+    {**LAYERS, "pair__student__layers__count": 2},
+    {**LAYERS, "pair__student__layers__indices": [0, 1], "pair__student__layers__encoder_indices": [0]},
+    {**LAYERS, "pair__student__layers__count": 2, "optim__student_start__updates": 0},
+    {"pair__student__layers__indices": [1, 0]},  # init is fresh
     {"critic__kind": "linear", "critic__ridge": 0.0},
     {"critic__kind": "tanh", "critic__ridge": 0.0},
     {"critic__kind": "tanh"},
@@ -287,6 +345,20 @@ def test_all_problems_come_at_once() -> None:
 # -- options without effect ------------------------------------------------------------------------
 
 IGNORED: list[tuple[dict[str, Any], str]] = [
+    *(
+        (values, f"pair.teacher.{key}")
+        for values in ({}, {"pair__teacher__path": "pypi:smollm2-135m-instruct"})
+        for key in ("revision", "trust_remote_code", "allow_pickle")
+    ),
+    *(({}, f"pair.student.lora.{key}") for key in ("alpha", "dropout", "target_modules")),
+    *(
+        ({"optim__teacher__updates": 0}, f"pair.teacher.{key}")
+        for key in ("lora", "lora.rank", "gradient_checkpointing")
+    ),
+    ({"pair__student__path": "DIR"}, "pair.student.init"),
+    ({"pair__student__path": "DIR"}, "pair.student.layers.count"),
+    ({}, "pair.student.layers.count"),
+    (LAYERS, "pair.student.architecture.d_model"),
     ({"objective__distance": "kl"}, "critic"),
     ({"objective__distance": "nll"}, "critic.steps"),
     ({"objective__distance": "rkl"}, "optim.critic.learning_rate"),
@@ -361,6 +433,13 @@ def test_an_option_without_effect_is_named(values: dict[str, Any], key: str) -> 
 
 
 USED: list[tuple[dict[str, Any], str]] = [
+    *(({"pair__student__path": "DIR"}, f"pair.student.{key}") for key in ("revision", "allow_pickle")),
+    ({}, "pair.student.lora.rank"),
+    ({"pair__student__lora__rank": 2}, "pair.student.lora.alpha"),
+    ({}, "pair.teacher.gradient_checkpointing"),
+    ({"optim__student_start__updates": 0}, "pair.student.gradient_checkpointing"),
+    ({}, "pair.student.attn_implementation"),
+    (LAYERS, "pair.student.layers.count"),
     ({}, "critic"),
     ({}, "critic.steps"),
     ({}, "optim.critic.learning_rate"),

@@ -31,7 +31,7 @@ def prepared(cache: Path, limits: Limits = LIMITS, rows: int = 40) -> tuple[Text
         found[name] = ArtifactCache(cache).get_or_make(kind, inputs, make)
         return found[name]
 
-    return prepare_text(task, TEACHER, 400, artifact), found
+    return prepare_text(task, TEACHER, 400, ArtifactCache(cache), artifact), found
 
 
 def test_a_large_split_comes_from_the_cache_as_it_was_made(

@@ -66,6 +66,21 @@ class Baseline(StrEnum):
     leave_one_out = "leave_one_out"
 
 
+class AttnImplementation(StrEnum):
+    """Which code computes attention."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Init(StrEnum):
+    """What a student that is not loaded starts from."""
+
+    fresh = "fresh"
+    layers = "layers"
+
+
 class Family(StrEnum):
     """What is built where a model is trained from scratch."""
 

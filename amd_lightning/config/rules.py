@@ -15,6 +15,7 @@ from amd_lightning.config.choices import (
     CriticKind,
     Distance,
     Family,
+    Init,
     Returns,
     Schedule,
     Source,
@@ -22,6 +23,7 @@ from amd_lightning.config.choices import (
     Writer,
 )
 from amd_lightning.config.method import ObjectiveConfig
+from amd_lightning.config.pair_rules import pair_ignoring_rules, pair_problems
 from amd_lightning.config.schema import RunConfig
 
 LEARNING = (CriticKind.residual, CriticKind.learned, CriticKind.linear, CriticKind.tanh)
@@ -99,14 +101,17 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
         ("student", pair.student, optim.student_start),
     ):
         key = "student_start" if name == "student" else "teacher"
-        if model.path is None and stage.updates == 0:
+        if model.path is None and stage.updates == 0 and getattr(model, "init", None) is not Init.layers:
             yield (
                 f"optim.{key}.updates=0 leaves a {name} that is built from its config untrained; "
                 f"train it or set pair.{name}.path"
             )
     for name, model in (("teacher", pair.teacher), ("student", pair.student)):
-        depth = model.architecture
-        if model.path is None and depth.family is Family.t5 and depth.num_decoder_layers > depth.num_layers:
+        depth, built = (
+            model.architecture,
+            model.path is None and getattr(model, "init", None) is not Init.layers,
+        )
+        if built and depth.family is Family.t5 and depth.num_decoder_layers > depth.num_layers:
             # transformers sizes the KV cache of a T5 by its encoder.
             yield (
                 f"pair.{name}.architecture.num_decoder_layers={depth.num_decoder_layers} must be at most "
@@ -118,7 +123,7 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
             "would not be the student's"
         )
     families = [model.architecture.family for model in (pair.teacher, pair.student) if model.path is None]
-    if len(set(families)) > 1:
+    if pair.student.init is Init.fresh and len(set(families)) > 1:
         yield (
             f"pair.teacher.architecture.family={families[0]} and pair.student.architecture.family="
             f"{families[1]} must be the same: a prompt is written for one family"
@@ -144,6 +149,7 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
     ):
         if len(optimiser.betas) != 2:
             yield f"optim.{key}.betas={list(optimiser.betas)} must be two numbers"
+    yield from pair_problems(config)
     yield from _objective_problems(config)
     if config.evaluation.metric == "mmd_squared" and config.evaluation.samples < 2:
         yield "evaluation.metric=mmd_squared needs evaluation.samples of at least 2"
@@ -318,8 +324,8 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         llama = model.path is None and model.architecture.family is Family.llama
         for key in ONLY_T5:
             yield llama, f"pair.{name}.architecture.{key}", f"pair.{name}.architecture.family=llama"
-        yield model.path is None, f"pair.{name}.revision", f"pair.{name}.path=null"
         yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
+    yield from pair_ignoring_rules(config)
     brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"
     yield pair.teacher.path is not None, "pair.tokenizer", brings
     for name in ("teacher", "student_start", "student", "critic"):
