@@ -248,10 +248,20 @@ def test_a_refusal_of_the_hub_is_said_with_its_status(hub: HubStub, status: int,
         load("google/t5-none")
 
 
-def test_a_hub_that_fails_is_no_hub(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_fails_is_no_hub(hub: HubStub) -> None:
     hub.behaviour = 500
     with pytest.raises(HubUnreachableError, match="the hub cannot be reached for model google/t5-none"):
         load_policy("google/t5-none")
+
+
+def test_a_hub_that_stops_answering_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "hub_reachable", lambda: True)
-    with pytest.raises((HubUnreachableError, ModelError), match="google/t5-none"):
-        load_policy("google/t5-none")
+
+    def load(path: str, **options: Any) -> None:
+        if options.get("local_files_only"):
+            raise OSError("not cached")
+        raise OSError("long words of transformers") from ConnectionError("reset by peer")
+
+    said = r"stopped answering for model google/t5-none \(reset by peer\): try again, or give a folder"
+    with pytest.raises(HubUnreachableError, match=said):
+        checkpoints.from_folder_or_hub(load, "google/t5-none", None, "model")
