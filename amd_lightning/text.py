@@ -80,7 +80,7 @@ def prepare_text(task: Task, teacher: ModelSpec, vocabulary_size: int, artifact:
 
     text = Text(tokenizer, template, {**rows, **sets}, {}, {}, {})
     for name, examples in text.rows.items():
-        split = next((split for split in SPLITS if split == name), "test")
+        split: Split = next((split for split in SPLITS if split == name), "test")
         text.inputs[name] = {
             "rows": digest(examples),
             "template": list(template),
