@@ -232,6 +232,8 @@ def _in_words(text: str, error: Exception) -> str:
         return f"{'' if group == key else prefix}{group}={name} is not an option; choose {', '.join(known)}"
     if "To append to your default list use" in said and loader.get_group_options(key):
         return f"{text} needs a plus: +{text.lstrip('+')}"
+    if "Error resolving interpolation '${scale}_${data}'" in said:
+        return f"{prefix}scale and data must be chosen: the token limits are those of a task at a scale"
     if "Multiple values for" in said:
         return f"{text} is chosen already; leave out the plus: {text.lstrip('+')}"
     if "does not support deletion" in why:

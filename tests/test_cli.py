@@ -61,7 +61,8 @@ REFUSED = {
     "objective=gkdd": f"objective=gkdd is not an option; choose {OBJECTIVES}",
     "objective=": f"objective= is not an option; choose {OBJECTIVES}",
     "objective=5": f"objective=5 is not an option; choose {OBJECTIVES}",
-    "+experiment=samsun": "experiment=samsun is not an option; choose samsum",
+    "~scale": "~scale: scale and data must be chosen: the token limits are those of a task at a scale",
+    "+experiment=samsun": "experiment=samsun is not an option; choose dolly, iwslt, samsum, strategyqa",
     "experiment=samsum": "experiment=samsum needs a plus: +experiment=samsum",
     "+objective=kd": "+objective=kd is chosen already; leave out the plus: objective=kd",
     # values
@@ -211,7 +212,7 @@ BROKEN = {
     "enum": ("critic: {kind: big}", "experiment/enum.yaml: critic.kind must be one of residual"),
     "option": (
         "defaults: [override /data: news]",
-        "+experiment=option: data=news is not an option; choose samsum",
+        "+experiment=option: data=news is not an option; choose dolly, iwslt, samsum, strategyqa",
     ),
     "group": ("defaults: [override /dta: samsum]", "experiment/group.yaml: dta is not a knob; did you mean"),
     "syntax": ("objective: {beta: : 3", "+experiment=syntax: while parsing a flow node"),
@@ -271,8 +272,10 @@ def test_validated_gives_typed_values_and_refuses_what_hydra_lets_pass() -> None
     assert (config.objective.beta, type(config.objective.beta)) == (1.0, float)
     with pytest.raises(ConfigError, match="zzz is not a knob"):
         validated(composed("+zzz=1"), ["+zzz=1"], refuse_ignored=False)
-    with pytest.raises(ConfigError, match="no value for scale"):
-        validated(composed("~scale"), ["~scale"], refuse_ignored=False)
+    without = composed()
+    without.pair.name = "???"
+    with pytest.raises(ConfigError, match=r"no value for pair\.name"):
+        validated(without, [], refuse_ignored=False)
 
 
 def test_one_line_drops_what_only_a_programmer_reads() -> None:
