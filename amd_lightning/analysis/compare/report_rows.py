@@ -39,7 +39,7 @@ def in_short(found: Comparison) -> list[str]:
         )
     if told:
         sentences.append(
-            f"It is ahead of {len(told)} (paired test over seeds and examples, Holm's correction, "
+            f"It is ahead of {len(told)} (paired test over {_chance(found, best.label)}, Holm's correction, "
             f"p < {SIGNIFICANT:g}): {'; '.join(told)}."
         )
     seeds = min(len(method.runs) for method in found.methods)
@@ -60,6 +60,14 @@ def _verdicts(found: Comparison, label: str) -> dict[str, Pair]:
         pair for pair in found.pairs if pair.metric == found.judge and label in (pair.first, pair.second)
     ]
     return {pair.second if pair.first == label else pair.first: pair for pair in tested}
+
+
+def _chance(found: Comparison, label: str) -> str:
+    """What the tests of a method cover at least: pairs with one seed in common say nothing of others."""
+    cells = [pair.difference.estimate for pair in _verdicts(found, label).values()]
+    if any(cell.seeds == 1 for cell in cells):
+        return "examples; some pairs share one seed, and then say nothing of other seeds"
+    return "seeds and examples" if all(cell.examples for cell in cells) else "seeds"
 
 
 def _told_apart(found: Comparison, label: str) -> list[str]:

@@ -179,6 +179,14 @@ def test_sentences_claim_no_more_than_the_tests(found: Comparison) -> None:
     assert all(method.label in listed for method in found.methods if method.label != MM1)
 
 
+def test_one_seed_claims_nothing_of_others(found: Comparison) -> None:
+    cut = [replace(m, runs=m.runs[:1], replicates=m.replicates[:1]) for m in found.methods]
+    listed = " ".join(in_short(comparison(cut)))
+    assert "over examples; some pairs share one seed" in listed
+    assert "over seeds" not in listed
+    assert "says nothing of other seeds" in listed
+
+
 def test_budgets_are_ranked_and_relative(found: Comparison) -> None:
     rows = budget_rows(found)
     assert rows[0]["name"] == MM1

@@ -52,7 +52,7 @@ def stored(name: str, seed: int, state: str = "finished", tv: float = 0.1) -> An
         state=state,
         url=f"https://wandb.ai/e/p/runs/{name}",
         config=config,
-        summary=summary if state == "finished" else {},
+        summary=summary,
         scan_history=lambda: iter(history),
     )
 
