@@ -11,12 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import Logger
 
 from amd_lightning import starts
 from amd_lightning.cache import Artifact
@@ -26,6 +25,7 @@ from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
 from amd_lightning.evaluation.metrics import signatures
 from amd_lightning.models import save_policy
 from amd_lightning.modules.base import DistillationModule
+from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
 from amd_lightning.teacher_cache import with_teacher
@@ -42,42 +42,6 @@ DIAGNOSTICS = 1
 """Part of every evaluation's key: raised when what it measures changes."""
 
 HELD_OUT: tuple[Split, ...] = ("valid", "test")
-
-
-@dataclass
-class Outcome:
-    """What a run found.
-
-    Attributes:
-        evaluations: on the test split, of "teacher", "student_start" and "student".
-        sets: the same for each further test set, by its name.
-        quality: the text metric that is the task's own.
-        signatures: how text metrics were computed, where their package says so.
-        validation: the student's last one.
-        parameters: of each of the three models.
-        vocabulary: how many ids are compared, and how many logits each model has.
-        seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
-        tokens: response tokens while distilling, by who wrote them ("off", "on").
-        truncation: what writing down the teacher's likeliest actions left out, see `teacher_cache`; empty
-            where the teacher was asked live.
-        rows: examples in each split after the length limits.
-        loggers: of the distillation stage, still open.
-    """
-
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    sets: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
-    quality: str = "rouge_l"
-    signatures: dict[str, str] = field(default_factory=dict)
-    validation: dict[str, float | None] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
-    vocabulary: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    cached: dict[str, bool] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    truncation: dict[str, float] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    loggers: list[Logger] = field(default_factory=list)
 
 
 class Pipeline:

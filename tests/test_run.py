@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from amd_lightning import pipeline, run
 from amd_lightning.errors import DataError
+from amd_lightning.outcome import Outcome
 from amd_lightning.run import describe, without_secrets
 from tests.test_rules import demo
 
@@ -267,7 +268,7 @@ def test_a_refused_run_leaves_the_users_files_alone(command: Command) -> None:
 def test_a_run_that_stops_halfway_keeps_its_files_and_the_reason(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: pipeline.Pipeline) -> pipeline.Outcome:
+    def stop(self: pipeline.Pipeline) -> Outcome:
         (self.spec.folder / "metrics.csv").touch()
         raise DataError("row 7 is broken: mend it")
 
@@ -280,7 +281,7 @@ def test_a_run_that_stops_halfway_keeps_its_files_and_the_reason(
 
 
 def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(self: pipeline.Pipeline) -> pipeline.Outcome:
+    def bug(self: pipeline.Pipeline) -> Outcome:
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(pipeline.Pipeline, "run", bug)
@@ -292,7 +293,7 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
 def test_an_interrupted_run_says_what_is_kept(
     command: Command, monkeypatch: pytest.MonkeyPatch, stopped: BaseException
 ) -> None:
-    def interrupt(self: pipeline.Pipeline) -> pipeline.Outcome:
+    def interrupt(self: pipeline.Pipeline) -> Outcome:
         raise stopped
 
     monkeypatch.setattr(pipeline.Pipeline, "run", interrupt)
@@ -309,7 +310,7 @@ def test_an_interrupted_run_says_what_is_kept(
 def test_a_sweep_goes_on_after_a_failing_point(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
 
-    def some_fail(self: pipeline.Pipeline) -> pipeline.Outcome:
+    def some_fail(self: pipeline.Pipeline) -> Outcome:
         seeds.append(self.spec.seed)
         (self.spec.folder / "metrics.csv").touch()
         if self.spec.seed == 0:

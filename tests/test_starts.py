@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 from amd_lightning import starts
 from amd_lightning.adapters import CONFIG, Lora
 from amd_lightning.modules.optim import Optimisation
-from amd_lightning.pipeline import Outcome
+from amd_lightning.outcome import Outcome
 from amd_lightning.spec import ModelSpec
 from amd_lightning.students import Layers
 from amd_lightning.training import StageSpec

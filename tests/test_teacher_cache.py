@@ -16,7 +16,7 @@ from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.horizon import Horizon
 from amd_lightning.objectives.divergences import DIVERGENCES
-from amd_lightning.pipeline import Outcome
+from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
 from amd_lightning.replay import ReplayBuffer
 from amd_lightning.rollouts import HfSampler, collect
