@@ -54,8 +54,8 @@ USUAL = (0, 4)
 
 
 class Activations(NamedTuple):
-    """Bytes that a forward pass keeps until its backward pass, and that this computes again at a time: a layer's,
-    with gradient checkpointing; else 0."""
+    """Bytes that a forward pass keeps until its backward pass, and that this computes again at a time: a
+    layer's, with gradient checkpointing; else 0."""
 
     kept: int
     again: int
