@@ -118,8 +118,8 @@ def test_a_loaded_model_that_is_not_fine_tuned_has_no_stage(tmp_path: Path) -> N
 
 
 def test_number_types_count() -> None:
-    lora = "pair.student.lora.rank=4"
-    work = planned("+experiment=samsum", "scale=paper", "pair.teacher.quantization=4bit", lora)[
+    quantized = ["pair.teacher.quantization=4bit", "optim.teacher.updates=0"]
+    work = planned("+experiment=samsum", "scale=paper", *quantized, "pair.student.lora.rank=4")[
         "distillation"
     ]
     assert work.teacher_bytes == 0.5

@@ -53,6 +53,14 @@ USUAL = (0, 4)
 """Of an activation that is not in the table."""
 
 
+class Activations(NamedTuple):
+    """Bytes that a forward pass keeps until its backward pass, and that this computes again at a time: a
+    layer's, with gradient checkpointing; else 0."""
+
+    kept: int
+    again: int
+
+
 def activation_bytes(
     shape: ModelShape,
     prompts: int,
@@ -64,7 +72,7 @@ def activation_bytes(
     checkpointing: bool = False,
     adapters: Adapters | None = None,
     casts_weights: bool = False,
-) -> int:
+) -> Activations:
     """What the forward pass of a policy keeps until its backward pass.
 
     Args:
@@ -73,12 +81,10 @@ def activation_bytes(
             once for each response.
         prompt_tokens, response_tokens: P and T, the longest of each.
         precision: "32-true", "bf16-mixed" or "bf16-true".
-        checkpointing: keep each layer's input alone, and one layer in full while it is computed again.
+        checkpointing: keep each layer's input alone.
         adapters: where LoRA learns and all else is frozen.
         casts_weights: whether float32 weights are cast for every product and the casts kept: autocast.
 
-    Returns:
-        Bytes.
     """
     sequences, wide = prompts * responses, WIDE[precision]
     if shape.encoder_layers:
@@ -107,8 +113,9 @@ def activation_bytes(
     weights = shape.encoder_weights + shape.decoder_weights + shape.cross_weights if casts_weights else 0
     if checkpointing:
         depth = max(shape.encoder_layers, shape.decoder_layers)
-        return once + inputs + largest + 2 * weights // (depth * (2 if shape.encoder_layers else 1))
-    return once + layers + 2 * weights
+        of_a_layer = 2 * weights // (depth * (2 if shape.encoder_layers else 1))
+        return Activations(once + inputs, largest + of_a_layer)
+    return Activations(once + layers + 2 * weights, 0)
 
 
 def _layer(shape: ModelShape, tokens: int, scores: int, precision: str, frozen: bool) -> int:

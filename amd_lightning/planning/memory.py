@@ -200,7 +200,7 @@ def _micro_batch(work: Workload) -> dict[str, float]:
     tokens = work.micro_batch_size * work.responses * work.response_tokens
     learned = work.learned_bytes
     casts = work.precision == "bf16-mixed" and work.student_bytes == 4
-    kept = activation_bytes(
+    activations = activation_bytes(
         work.student,
         *_sizes(work),
         work.precision,
@@ -217,14 +217,16 @@ def _micro_batch(work: Workload) -> dict[str, float]:
         # Beside the head's own gradient the sum over chunks and the part that is added to it.
         "logits of a chunk": logits + (4 + learned) * head,
         # A layer again, of gradients; the head's waits to be added to its own.
-        "backward of a layer": _forward(work.student, *_sizes(work), NARROW[work.precision]) + learned * head,
+        "backward of a layer": _forward(work.student, *_sizes(work), NARROW[work.precision])
+        + activations.again
+        + learned * head,
     }
     largest = max(busy, key=lambda name: busy[name])
     # A support of all actions: its pieces, and all of them as one.
     pieces = tokens * _support_bytes(work) if full and work.chunk_tokens < tokens else 0
     gradient = WIDE[work.precision] * tokens * work.student.width
     return {
-        "activations": kept,
+        "activations": activations.kept,
         largest: busy[largest],
         "kept of all tokens": _kept(work) + pieces + gradient,
     }

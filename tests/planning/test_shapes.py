@@ -25,7 +25,7 @@ from amd_lightning.planning.shapes import PUBLISHED, adapters_of, config_of, mat
 def tiny(name: str) -> PreTrainedConfig:
     """A config of each family that the plan knows, nothing dropped."""
     sizes: dict[str, Any] = {"vocab_size": 70, "num_hidden_layers": 3, "num_attention_heads": 5}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     match name:
         case "t5" | "t5_gated":
             kind = "gated-gelu" if name == "t5_gated" else "relu"
@@ -34,7 +34,7 @@ def tiny(name: str) -> PreTrainedConfig:
                 feed_forward_proj=kind,
             )  # fmt: skip
         case "bart":
-            layers = {"encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 5}
+            layers: dict[str, Any] = {"encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 5}
             return BartConfig(
                 vocab_size=70, d_model=40, encoder_ffn_dim=56, decoder_ffn_dim=56, decoder_attention_heads=5,
                 dropout=0.0, max_position_embeddings=256, **layers,
@@ -44,7 +44,7 @@ def tiny(name: str) -> PreTrainedConfig:
         case "qwen2":
             return Qwen2Config(hidden_size=40, intermediate_size=56, num_key_value_heads=1, **sizes, **ends)
         case "gpt2":
-            free = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
+            free: dict[str, Any] = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
             return GPT2Config(vocab_size=70, n_embd=40, n_layer=3, n_head=5, **free, **ends)
         case "opt":
             return OPTConfig(
@@ -112,7 +112,7 @@ def test_adapters_are_pefts() -> None:
     for family, targets in (("llama", ["q_proj", "v_proj"]), ("gpt2", ["c_attn"]), ("t5", ["all-linear"])):
         config = tiny(family)
         asked: Any = "all-linear" if targets == ["all-linear"] else targets
-        model: Any = get_peft_model(built(config), LoraConfig(r=4, target_modules=asked))  # type: ignore[arg-type]
+        model: Any = get_peft_model(built(config), LoraConfig(r=4, target_modules=asked))
         found = adapters_of(config, 4, targets, dropout=0.1)
         assert found.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad), family
     assert adapters_of(tiny("llama"), 4, ["q_proj", "v_proj"], 0.0).decoder_inputs == 3 * 2 * 40
