@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from amd_lightning import adapters, models, pypi
 from amd_lightning.alignment import align, require_same_tokenizer
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.families import policy_for
+from amd_lightning.errors import ModelError
+from amd_lightning.families import CausalPolicy, policy_for
 from amd_lightning.models import (
     build_model,
     checkpoint_activations,
@@ -73,7 +74,8 @@ def initial(
         tokenizer: the pair's.
 
     Raises:
-        ModelError: see `load_policy`, `from_layers`, `align` and `add_adapters`.
+        ModelError: a student of another family than its teacher; see `load_policy`, `build_student`, `align`
+            and `add_adapters`.
     """
     if spec.path is not None:
         policy = _loaded(spec, _place(spec, cache))
@@ -85,6 +87,12 @@ def initial(
     else:
         size = teacher.vocabulary_size if teacher else len(tokenizer)
         policy = build_model(spec.architecture, tokenizer, vocabulary_size=size)
+
+    if teacher is not None and type(policy) is not type(teacher):
+        raise ModelError(
+            f"the teacher is {_kind(teacher)} and the student {_kind(policy)}, and they would read the same "
+            "prompt differently; choose a student of the teacher's family"
+        )
 
     def adapt(policy: Policy) -> None:
         if spec.lora is not None:
@@ -139,6 +147,10 @@ def save_adapters(
     base = str(place.absolute()) if place.is_dir() else str(spec.path)
     adapters.save_adapters(policy.model, folder, base, spec.revision)
     tokenizer.save_pretrained(folder)
+
+
+def _kind(policy: Policy) -> str:
+    return "causal" if isinstance(policy, CausalPolicy) else "an encoder-decoder model"
 
 
 def _loaded(spec: ModelSpec, place: str) -> Policy:

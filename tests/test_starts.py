@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from amd_lightning import starts
 from amd_lightning.adapters import CONFIG, Lora
+from amd_lightning.errors import ModelError
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.outcome import Outcome
 from amd_lightning.spec import ModelSpec
@@ -162,3 +163,11 @@ def test_everything_that_changes_the_start_changes_its_key() -> None:
     assert len(found) == len(specs)
     layered = SPEC._replace(layers=Layers(count=2))
     assert starts.identity(layered, "one") != starts.identity(layered, "other")
+
+
+# -- families ----------------------------------------------------------------------------------------
+
+
+def test_a_student_of_another_family_is_refused(pair: Pair) -> None:
+    with pytest.raises(ModelError, match="the teacher is an encoder-decoder model and the student causal"):
+        loaded(pair, "family", "pair.student.architecture.family=llama", "optim.student_start.updates=1")

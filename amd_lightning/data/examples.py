@@ -234,18 +234,14 @@ def token_lengths(
     return [len(ids) for ids in prompts], [len(ids) + 1 for ids in responses]
 
 
-def collate(
-    examples: Sequence[TokenisedExample], pad_id: int, prompt_side: Literal["left", "right"] = "right"
-) -> Rollout:
+def collate(examples: Sequence[TokenisedExample], pad_id: int) -> Rollout:
     """Examples -> an off-policy Rollout with one response each (C = 1).
 
-    Padded to the longest prompt and the longest response of the batch.
-    `prompt_side` is the side of the prompts' padding: "right" for encoder-decoder models, "left" for
-    decoder-only ones, whose prompt must touch its response. Masks come from the lengths, so `pad_id` may
-    equal EOS.
+    Padded at the end, to the longest prompt and the longest response of the batch. Masks come from the
+    lengths, so `pad_id` may equal EOS.
     """
-    prompt_ids, prompt_mask = _padded([example.prompt_ids for example in examples], pad_id, prompt_side)
-    response_ids, response_mask = _padded([example.response_ids for example in examples], pad_id, "right")
+    prompt_ids, prompt_mask = _padded([example.prompt_ids for example in examples], pad_id)
+    response_ids, response_mask = _padded([example.response_ids for example in examples], pad_id)
     return Rollout(
         prompt=PromptBatch(prompt_ids, prompt_mask.long()),
         response_ids=response_ids.unsqueeze(1),
@@ -260,7 +256,7 @@ def _samples(examples: Sequence[TokenisedExample], pad_id: int) -> Responses | N
     count = len(examples[0].samples)
     if not count:
         return None
-    ids, mask = _padded([row for example in examples for row in example.samples], pad_id, "right")
+    ids, mask = _padded([row for example in examples for row in example.samples], pad_id)
     return Responses(ids.unflatten(0, (-1, count)), mask.unflatten(0, (-1, count)))
 
 
@@ -273,15 +269,14 @@ def _top_k(examples: Sequence[TokenisedExample]) -> TeacherTopK | None:
     return TeacherTopK(actions.long(), log_probs, counts)
 
 
-def _padded(rows: Sequence[list[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows of ids -> (ids [B, L] long, mask [B, L] bool, True on the rows' own ids)."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for index, row in enumerate(rows):
-        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, columns] = torch.tensor(row, dtype=torch.long)
-        mask[index, columns] = True
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
     return ids, mask
 
 

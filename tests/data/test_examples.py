@@ -104,7 +104,7 @@ def run(
 
 
 class TestWholeRows:
-    def test_encoder_decoder(self) -> None:
+    def test_padding_stands_at_the_end(self) -> None:
         (row,), report = run([SHORT], limits())
         assert row.prompt_ids == UNIGRAM("summarize: ann: cake")["input_ids"]
         assert row.prompt_ids[-1] == EOS
@@ -293,7 +293,7 @@ class TestCollate:
         TokenisedExample("b", [5, EOS], [7, 8, 9], SHORT),
     )
 
-    def test_encoder_decoder(self) -> None:
+    def test_padding_stands_at_the_end(self) -> None:
         batch = collate(self.ROWS, pad_id=PAD)
         assert batch.prompt.input_ids.tolist() == [[5, 6, EOS], [5, EOS, PAD]]
         assert batch.prompt.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
@@ -301,12 +301,6 @@ class TestCollate:
         assert batch.response_ids.tolist() == [[[7, EOS, PAD]], [[7, 8, 9]]]
         assert batch.response_mask.tolist() == [[[True, True, False]], [[True, True, True]]]
         assert batch.off_policy.tolist() == [[True], [True]]
-
-    def test_decoder_only_prompts_touch_their_responses(self) -> None:
-        batch = collate(self.ROWS, pad_id=PAD, prompt_side="left")
-        assert batch.prompt.input_ids.tolist() == [[5, 6, EOS], [PAD, 5, EOS]]
-        assert batch.prompt.attention_mask.tolist() == [[1, 1, 1], [0, 1, 1]]
-        assert batch.response_ids.tolist() == [[[7, EOS, PAD]], [[7, 8, 9]]]
 
     def test_samples_stand_beside_the_prompt_that_they_answer(self) -> None:
         assert collate(self.ROWS, pad_id=PAD).samples is None
