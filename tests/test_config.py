@@ -132,21 +132,31 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 OPTION_FILES = [path for path in FILES if path.parent != conf_dir()]
 
 
+def content_of(group: str, option: str) -> dict[str, Any]:
+    """A file's values, and those of the options that it chooses (for the task that is chosen by default)."""
+    content = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
+    assert isinstance(content, dict)
+    for default in content.pop("defaults", []):
+        own = {group: default} if isinstance(default, str) else default
+        for key, chosen in own.items():
+            other = key.removeprefix("override /")
+            chosen = chosen.replace("${data}", "samsum")
+            expected = content_of(other, chosen)
+            at_root = "@package _global_" in (conf_dir() / other / f"{chosen}.yaml").read_text()
+            if other != group and not at_root:
+                expected = {other: expected}
+            merged = OmegaConf.to_container(OmegaConf.merge(expected, content))
+            assert isinstance(merged, dict)
+            content = merged
+    return {str(key): value for key, value in content.items()}
+
+
 @pytest.mark.parametrize("path", OPTION_FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_choosing_a_file_gives_every_value_in_it(path: Path) -> None:
     group = path.parent.name
     plus = "+" if group in ("experiment", "recipe", "sweep") else ""
     config = composed(f"{plus}{group}={path.stem}")
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(content, dict)
-    for default in content.pop("defaults", []):
-        for key, option in default.items():
-            chosen = OmegaConf.load(conf_dir() / key.removeprefix("override /") / f"{option}.yaml")
-            expected = OmegaConf.to_container(chosen)
-            if "@package _global_" not in (conf_dir() / key.split("/")[1] / f"{option}.yaml").read_text():
-                expected = {key.split("/")[1]: expected}
-            assert isinstance(expected, dict)
-            content = OmegaConf.to_container(OmegaConf.merge(expected, content))
+    content = content_of(group, path.stem)
     at_root = "@package _global_" in path.read_text(encoding="utf-8")
     for key, value in leaves(content if at_root else {group: content}):
         if not (isinstance(value, str) and "${" in value):
