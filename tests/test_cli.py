@@ -157,7 +157,7 @@ def test_the_odd_corners_of_hydras_grammar_are_refused_without_a_crash(line: str
 
 def test_all_problems_of_a_command_line_come_at_once() -> None:
     line = (
-        "objective.bta=1 objective=gkd objective.distance=zz seed=-1 objective.beta=-0.1 critic.steps=0 "
+        "objective.bta=1 objective=zkd objective.distance=zz seed=-1 objective.beta=-0.1 critic.steps=0 "
         "optim.student.batch_size=8 optim.student.micro_batch_size=5 experiment=samsum "
         "objective.normalise=a,b x"
     )
@@ -166,7 +166,7 @@ def test_all_problems_of_a_command_line_come_at_once() -> None:
         "objective.normalise=a,b is a sweep",
         "x cannot be read",
         "objective.bta is not a knob",
-        "objective=gkd is not an option",
+        "objective=zkd is not an option",
         "objective.distance=zz must be one of",
         "experiment=samsum needs a plus",
         "seed=-1 must be",
@@ -305,4 +305,4 @@ def test_help_shows_the_values_of_the_default_run() -> None:
     assert "pair.teacher.path [null]" in text
     assert "cache.enabled [true]" in text
     student = config.pair.student.architecture
-    assert f"as pair.teacher, with architecture.d_model [{student.d_model}]" in text
+    assert f"as pair.teacher.architecture, with d_model [{student.d_model}]" in text

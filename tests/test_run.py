@@ -101,7 +101,7 @@ def test_a_refused_command_line_says_all_and_writes_nothing(tmp_path: Path) -> N
     assert anything_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("line", ["objective.beta=0,1", "--multirun objective.beta=0,7", "objective=gkd"])
+@pytest.mark.parametrize("line", ["objective.beta=0,1", "--multirun objective.beta=0,7", "objective=zkd"])
 def test_nothing_is_written_before_a_refusal(command: Command, line: str) -> None:
     found = command(line)
     assert found.status == 1

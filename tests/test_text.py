@@ -15,7 +15,7 @@ from amd_lightning.text import Text, prepare_text
 from amd_lightning.training import StageSpec
 
 OPTIMISATION = Optimisation(1e-3, (0.9, 0.99), 0.0, 1.0, "constant", 0, 0.0)
-TEACHER = ModelSpec(None, None, "float32", {}, StageSpec(1, 1, 1, OPTIMISATION))
+TEACHER = ModelSpec(None, None, "float32", {"family": "t5"}, StageSpec(1, 1, 1, OPTIMISATION))
 LIMITS = Limits(28, 6, "drop", "drop")
 
 

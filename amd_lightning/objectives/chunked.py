@@ -23,7 +23,7 @@ whatever else the caller wants of each token [n, ...], which is kept without a g
 LOGITS = 2**23
 """How many logits a chunk may have by default, 32 MiB in float32: the largest block that glibc takes from
 memory that it holds already. Above it, every tensor is mapped and faulted in anew."""
-TOKENS = 64
+TOKENS = 128
 """How many tokens a chunk has at least: with fewer, adding up the head's gradient takes the longest."""
 
 
