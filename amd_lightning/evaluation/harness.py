@@ -39,8 +39,9 @@ class Evaluation:
 
             The probe and the gaps of whole responses are None where there are no teacher samples or too
             few responses. The teacher's own say how far two sets of samples of one policy are apart.
-        predictions: one row a response: id, kind (greedy or beam, and sampled), prompt, references, response,
-            scores (by metric; the mean over a kind's rows is the metric. Corpus BLEU has none).
+        predictions: one row a response: id, kind (greedy or beam, and sampled), prompt, context (if there
+            is one), references, response, scores (by metric; the mean over a kind's rows is the metric;
+            corpus BLEU has none).
     """
 
     metrics: Metrics
@@ -218,6 +219,7 @@ def _rows(
             "id": example.id,
             "kind": kind,
             "prompt": example.example.prompt,
+            **({"context": example.example.context} if example.example.context else {}),
             "references": list(example.example.references),
             "response": text,
             "scores": example_scores(scorers, text, example.example.references),
