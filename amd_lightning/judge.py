@@ -15,8 +15,8 @@ from amd_lightning.errors import UserError
 
 DESCRIPTION = """\
 Have the responses of a finished run (or of python -m amd_lightning.evaluate) graded by a language model
-behind any endpoint that speaks OpenAI's chat completions: side by side with the reference answers or with another
-run's responses, in both orders, or each alone. Prompts, responses and references are sent to that endpoint.
+behind any endpoint that speaks OpenAI's chat completions: side by side with the reference answers or with
+another run's responses, in both orders, or each alone. Prompts, responses and references are sent there.
 Writes judge.json and judged.jsonl. Replies are kept in the cache: a judging that was cut off goes on.
 """
 EPILOGUE = """\
@@ -79,19 +79,11 @@ def parser() -> argparse.ArgumentParser:
     option("--reply-tokens", type=_above(int, 0), default=256, help="longest; 0: no limit (%(default)s)")
     option("--timeout", type=_above(float, 1e-3), default=60.0, metavar="S", help="seconds (%(default)s)")
     option("--attempts", type=_above(int, 1), default=6, help="for one question (%(default)s)")
-    option(
-        "--first-wait",
-        type=_above(float, 0.0),
-        default=1.0,
-        metavar="S",
-        help="doubled each time (%(default)s)",
-    )
+    option("--first-wait", type=_above(float, 0.0), default=1.0, metavar="S", help="(%(default)s)")
     option("--longest-wait", type=_above(float, 0.0), default=120.0, metavar="S", help="(%(default)s)")
     option("--cache-dir", type=Path, metavar="DIR", help="(AMD_LIGHTNING_CACHE, else ~/.cache/amd_lightning)")
     option("--out", type=Path, metavar="DIR", help="where to write (RUN)")
-    option(
-        "--dry-run", action="store_true", help="print the first question and how many there are, send none"
-    )
+    option("--dry-run", action="store_true", help="print the first question, send none")
     return found
 
 
@@ -247,8 +239,8 @@ def _in_words(content: Mapping[str, Any]) -> list[str]:
         interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
         lines.append(
             f"ratio {content['ratio']:.1f}{interval} against {content['against']}: grades "
-            f"{content['mean_response']:.2f} and {content['mean_rival']:.2f}; wins {content['wins']:.0%}, ties "
-            f"{content['ties']:.0%}, losses {content['losses']:.0%}; orders agree on "
+            f"{content['mean_response']:.2f} and {content['mean_rival']:.2f}; wins {content['wins']:.0%}, "
+            f"ties {content['ties']:.0%}, losses {content['losses']:.0%}; orders agree on "
             f"{content['agreement']:.0%}, the first place is worth {content['position_bias']:+.2f}"
         )
     elif "mean_response" in content:

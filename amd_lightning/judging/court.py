@@ -38,7 +38,7 @@ class Session:
 
 
 def hear(asked: Sequence[Question], endpoint: Endpoint, cache: ArtifactCache) -> Session:
-    """Ask the questions whose replies are not in the cache, in their order, until one of the limits is met."""
+    """Ask the questions whose replies are not in the cache, in order, until a limit is met."""
     session, silent = Session([]), 0
     for place, question in enumerate(asked, start=1):
         try:

@@ -43,9 +43,8 @@ def items(
         rivals = {key: row["references"][0] for key, row in rows.items()}
     elif against is not None:
         others = _responses(Path(against), chosen._replace(who=rival_who))
-        strange = [
-            key for key, row in rows.items() if key not in others or _asked(others[key]) != _asked(row)
-        ]
+        asked = {key: _asked(row) for key, row in others.items()}
+        strange = [key for key, row in rows.items() if asked.get(key) != _asked(row)]
         if strange:
             raise UserError(
                 f"{against} has no response to {len(strange)} of {len(rows)} prompts of {folder}, such as "

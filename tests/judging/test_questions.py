@@ -15,8 +15,6 @@ def test_a_pair_is_asked_for_in_both_orders() -> None:
     assert ours.index("MINE") < ours.index("THEIRS")
     assert theirs.index("THEIRS") < theirs.index("MINE")
     assert ours.replace("MINE", "~").replace("THEIRS", "MINE").replace("~", "THEIRS") == theirs
-        "THEIRS", "x"
-    )
     assert "Summarise the dialogue" in ours
     assert "A dialogue {with} braces" in ours
     (alone,) = questions(item._replace(rival=None), "dolly")
