@@ -25,7 +25,9 @@ examples:
   python -m amd_lightning.judge RUN --against OTHER_RUN --base-url http://localhost:8000/v1 --model qwen
   python -m amd_lightning.judge RUN --mode score --limit 50 --dry-run --base-url ... --model ...
 
-The key comes from the environment variable that --key-variable names, and is never logged or saved.
+A request that fails is made again after --first-wait seconds, doubled each time up to --longest-wait; the
+Retry-After of an endpoint is honoured. The key comes from the environment variable that --key-variable names,
+and is never logged or saved.
 """
 FILES = ("judge.json", "judged.jsonl")
 
