@@ -1,4 +1,4 @@
-"""Any model, scored as a run's student: `python -m amd_lightning.evaluate model=PATH_OR_ID +experiment=samsum`.
+"""Any model scored as a run's student: `python -m amd_lightning.evaluate model=PATH +experiment=samsum`.
 
 A folder, a hub id or a peft adapter folder, whoever trained it. With `teacher=PATH_OR_ID`, which must have
 the model's tokenizer, the distances to that teacher are measured too.

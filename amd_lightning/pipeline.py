@@ -91,7 +91,7 @@ class Pipeline:
         spec = self.spec
         text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, spec.cache, self._artifact, splits)
         self.tokenizer, self.splits, self.data_inputs = text.tokenizer, text.splits, text.inputs
-        self.outcome.template = text.template.text
+        self.outcome.template = text.template
         self.outcome.rows = {name: len(rows) for name, rows in text.splits.items()}
         self.outcome.quality = spec.task.quality
         golds = [row.example.references for row in text.splits["test"]]

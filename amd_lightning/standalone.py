@@ -67,7 +67,7 @@ def assemble(outcome: Outcome, spec: RunSpec, description: Mapping[str, Any]) ->
         "dtype": spec.student.dtype,
         "source_files": starts.source(spec.student),
         "teacher_path": spec.teacher.path if "teacher" in models else None,
-        "template": outcome.template,
+        "template": outcome.template._asdict(),
         "decoding": asdict(spec.evaluation.decoding),
         "samples": spec.evaluation.samples,
         "seed": spec.evaluation.seed,

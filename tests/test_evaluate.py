@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from amd_lightning import evaluate
+from amd_lightning import adapters, evaluate
+from amd_lightning.models import load_policy
 from amd_lightning.outcome import Outcome
 from amd_lightning.results import assemble, write
 from tests.helpers import TINY_RUN, tiny_run
@@ -89,7 +90,7 @@ def test_alone_it_is_scored_by_its_text(
         (("model=x", "pair=gpt2"), "would be ignored"),
         (("model=x", "model.lora.rank=4"), "model.lora.rank is not known; choose model.revision"),
         (("model=x", "teacher.dtype=bfloat16"), "teacher.dtype needs teacher=PATH_OR_ID"),
-        (("model=x", "model.dtype=float16"), "model.dtype=float16 must be one of"),
+        (("model=x", "model.dtype=float16"), "model.dtype=float16 is not one of"),
         (("model=x", "data.tsak=dolly"), "data.tsak is not a knob; did you mean data.task?"),
         (("model=./nowhere",), "there is no model folder ./nowhere"),
     ],
@@ -108,10 +109,21 @@ def test_what_is_wrong_is_said_and_nothing_written(
     assert not list(tmp_path.rglob("evaluation.json"))
 
 
+def test_adapters_are_scored_on_their_base(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(str(run.student))
+    adapters.add_adapters(policy.model, adapters.Lora(2, 4.0, 0.0, ("q",)))  # they begin as zero
+    (tmp_path / "adapters").mkdir()
+    adapters.save_adapters(policy.model, tmp_path / "adapters", str(run.student), None)
+    found = evaluated(run, tmp_path / "out", monkeypatch, f"model={tmp_path / 'adapters'}")
+    assert found["model"]["rouge_l"] == run.outcome.evaluations["student"].metrics["rouge_l"]
+    assert "base" in found["source_files"]
+    assert rows(tmp_path / "out", "model") == rows(run.folder, "student")
+
+
 def test_a_runs_folder_points_to_its_student(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit, match="its model is model=.*student"):
+    with pytest.raises(SystemExit, match=r"its model is model=.*student"):
         evaluated(run, tmp_path, monkeypatch, f"model={run.folder}")
 
 
