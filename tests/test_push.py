@@ -57,7 +57,8 @@ def test_what_stands_for_a_model(run: Path, tmp_path: Path) -> None:
 
 
 def refusal(status: int) -> HfHubHTTPError:
-    return HfHubHTTPError("no", response=httpx.Response(status, request=httpx.Request("POST", "https://x")))
+    answer: Any = httpx.Response(status, request=httpx.Request("POST", "https://x"))
+    return HfHubHTTPError("no", response=answer)
 
 
 @pytest.mark.parametrize(
