@@ -117,7 +117,13 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     quiet_libraries()
     spec = build(config, plain)
-    outcome = ModelEvaluation(spec, asked.has_teacher).run()
+    _make(folder)
+    try:
+        outcome = ModelEvaluation(spec, asked.has_teacher).run()
+    except BaseException:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
     description = {
         "task": config.data.task,
         "experiment": config.experiment,
@@ -126,11 +132,7 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "amd_lightning.evaluate", *arguments]),
     }
     results = assemble(outcome, spec, description)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder, results, outcome)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be used ({error}); set hydra.run.dir=DIR") from error
+    write(folder, results, outcome)
     console = Console()
     console.print(evaluation_table(results))
     for name, models in results["evaluation_sets"].items():
@@ -197,6 +199,16 @@ def _require_model(path: str) -> None:
     folder = Path(path.strip("'\"")).expanduser()
     if (folder / "student" / "config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"model={path} is a run's folder; its model is model={folder / 'student'}")
+
+
+def _make(folder: Path) -> None:
+    """The folder of the results, before anything takes time."""
+    if (folder / "results.json").exists():
+        raise UserError(f"{folder} is a run's, whose predictions.jsonl would be lost; set hydra.run.dir=DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used ({error}); set hydra.run.dir=DIR") from error
 
 
 def _composed(asked: Asked) -> tuple[RunConfig, dict[Any, Any], Path]:

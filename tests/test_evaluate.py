@@ -106,7 +106,8 @@ def test_what_is_wrong_is_said_and_nothing_written(
     assert message.startswith("error: ")
     assert said in message
     assert "pair." not in message.replace("pair=gpt2", "")
-    assert not list(tmp_path.rglob("evaluation.json"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.glob("runs/samsum/evaluate/*/*"))
 
 
 def test_adapters_are_scored_on_their_base(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +126,10 @@ def test_a_runs_folder_points_to_its_student(
 ) -> None:
     with pytest.raises(SystemExit, match=r"its model is model=.*student"):
         evaluated(run, tmp_path, monkeypatch, f"model={run.folder}")
+    before = rows(run.folder, "student")
+    with pytest.raises(SystemExit, match=r"predictions\.jsonl would be lost"):
+        evaluated(run, run.folder, monkeypatch, f"model={run.student}")
+    assert rows(run.folder, "student") == before
 
 
 def test_help_is_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
