@@ -29,7 +29,7 @@ from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
 from amd_lightning.teacher_cache import with_teacher
-from amd_lightning.text import SPLITS, prepare_text
+from amd_lightning.text import prepare_text
 from amd_lightning.tracking import LastCheckpoint, Validate, csv_logger
 from amd_lightning.training import device_of, fit, seed_for
 
@@ -55,7 +55,7 @@ class Pipeline:
     def run(self) -> Outcome:
         """All stages; the student's model folder is `folder/student`."""
         spec = self.spec
-        self._read(SPLITS)
+        self._read()
         self.teacher, teacher_key = self._model("teacher", self.spec.teacher, None, None)
         start, start_key = self._model("student_start", self.spec.student, self.teacher, teacher_key)
         teacher_key, start_key = self._aligned(start, teacher_key, start_key)
@@ -86,7 +86,7 @@ class Pipeline:
                 self.outcome.sets.setdefault(name, {})["student"] = self._evaluate_set(student, name)
         return self.outcome
 
-    def _read(self, splits: Sequence[Split]) -> None:
+    def _read(self, splits: Sequence[Split] | None = None) -> None:
         """The data, and what is known of it before any model."""
         spec = self.spec
         text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, spec.cache, self._artifact, splits)

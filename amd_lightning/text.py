@@ -64,7 +64,7 @@ def prepare_text(
     vocabulary_size: int,
     cache: ArtifactCache,
     artifact: MakeArtifact,
-    splits: Sequence[Split] = SPLITS,
+    splits: Sequence[Split] | None = None,
 ) -> Text:
     """Load the splits and all evaluation sets, and make token ids of them.
 
@@ -74,9 +74,9 @@ def prepare_text(
             training split.
         vocabulary_size: of a tokenizer that is trained.
         artifact: the cache.
-        splits: those that are wanted; "train" is among them where a tokenizer is trained.
+        splits: those that are wanted, None for all; "train" is needed where a tokenizer is trained.
     """
-    rows: dict[str, list[Example]] = {split: task.load(split) for split in splits}
+    rows: dict[str, list[Example]] = {split: task.load(split) for split in splits or SPLITS}
     sets = {name: task.load_set(name) for name in task.sets}
     if teacher.path is not None:
         tokenizer = starts.tokenizer_of(teacher, cache)

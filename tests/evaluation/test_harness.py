@@ -1,5 +1,6 @@
 """Decoding and measuring held-out prompts: fixed by the seed, in the order of the rows, for any policy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -279,3 +280,10 @@ def test_the_mean_of_the_rows_scores_is_the_metric() -> None:
     assert 0.0 < (found.metrics["sampled_accuracy"] or 0.0) < 1.0
     unchecked = run(policy(1), policy(0), scorers=scorers(("rouge_l", "accuracy"), None)).predictions
     assert set(unchecked[0]["scores"]) == {"rouge_l"}
+    assert "context" not in unchecked[0]
+
+
+def test_a_row_has_the_context_of_its_prompt() -> None:
+    about = [example._replace(example=replace(ROWS[0], context="about it")) for example in EXAMPLES[:1]]
+    found = evaluate_text(policy(1), about, TOKENIZER, decoding=DECODING, scorers={}, samples=1, seed=0)
+    assert [row["context"] for row in found.predictions] == ["about it"] * 2

@@ -133,6 +133,14 @@ def test_a_run_against_another(stub: Stub, run: Path, tmp_path: Path) -> None:
     assert "has no response to 3 of 3 prompts" in refused(stub, run, "--against", str(strange))
 
 
+def test_a_prompts_context_is_asked_with_it(stub: Stub, run: Path) -> None:
+    path = run / "predictions.jsonl"
+    rows = [json.loads(line) | {"context": "The lake."} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge(stub, run)
+    assert "Dialogue 0\n\nThe lake.\n\n[Answer 1]" in stub.seen[0][0]["messages"][1]["content"]
+
+
 def test_grades_alone(stub: Stub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stub.script = lambda number, _: Answer(str(5 + number))
     found = judge(stub, run, "--mode", "score")
