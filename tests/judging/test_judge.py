@@ -133,6 +133,15 @@ def test_a_run_against_another(stub: Stub, run: Path, tmp_path: Path) -> None:
     assert "has no response to 3 of 3 prompts" in refused(stub, run, "--against", str(strange))
 
 
+def test_an_evaluated_model_is_judged_as_a_student_is(stub: Stub, run: Path) -> None:
+    path = run / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"student"', '"model"'))
+    (run / "results.json").rename(run / "evaluation.json")
+    found = judge(stub, run)
+    assert (found["examples"], found["task"]) == (3, "samsum")
+    assert "good text" in stub.seen[0][0]["messages"][1]["content"]
+
+
 def test_a_prompts_context_is_asked_with_it(stub: Stub, run: Path) -> None:
     path = run / "predictions.jsonl"
     rows = [json.loads(line) | {"context": "The lake."} for line in path.read_text().splitlines()]
