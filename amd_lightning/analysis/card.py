@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from amd_lightning.analysis.runs import Results, distance_name, heading
+from amd_lightning.analysis.runs import Results, heading
 from amd_lightning.analysis.tables import models_markdown
 from amd_lightning.data import dolly, iwslt, samsum, strategyqa
 from amd_lightning.data.examples import PromptTemplate
@@ -112,13 +112,12 @@ def _method(results: Results) -> Iterator[str]:
     objective, rollout = results["objective"], results["rollout"]
     beta = float(objective["beta"])
     yield f"{heading(results)[0].partition(': ')[2]}; scale {results['scale']}, seed {results['seed']}"
-    yield f"distance: {distance_name(results)}"
     yield (
         f"β = {beta:g}: {beta:.0%} of the weight on states written by the {rollout['off_policy']}, "
         f"{1.0 - beta:.0%} on states that the student wrote while it was trained"
     )
     yield "rollouts: " + ", ".join(f"{key} {json.dumps(value)}" for key, value in rollout.items())
-    yield f"{results['updates']} updates at learning rate {results['learning_rate']:g}"
+    yield f"updates: {results['updates']} at learning rate {results['learning_rate']:g}"
 
 
 def _loading(template: PromptTemplate, causal: bool) -> str:
