@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from lightning.pytorch.loggers import Logger
 
+from amd_lightning.data.examples import PromptTemplate
 from amd_lightning.evaluation.harness import Evaluation
 
 
@@ -15,6 +16,7 @@ class Outcome:
         evaluations: on the test split, of "teacher", "student_start" and "student".
         sets: the same for each further test set, by its name.
         quality: the text metric that is the task's own.
+        template: that the prompts were written in.
         signatures: how text metrics were computed, where their package says so.
         validation: the student's last one.
         parameters: of each of the three models.
@@ -30,6 +32,7 @@ class Outcome:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     sets: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     quality: str = "rouge_l"
+    template: PromptTemplate = field(default_factory=lambda: PromptTemplate("{prompt}"))
     signatures: dict[str, str] = field(default_factory=dict)
     validation: dict[str, float | None] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)

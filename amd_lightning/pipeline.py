@@ -9,7 +9,7 @@ no number.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -55,12 +55,7 @@ class Pipeline:
     def run(self) -> Outcome:
         """All stages; the student's model folder is `folder/student`."""
         spec = self.spec
-        text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, spec.cache, self._artifact)
-        self.tokenizer, self.splits, self.data_inputs = text.tokenizer, text.splits, text.inputs
-        self.outcome.rows = {name: len(rows) for name, rows in text.splits.items()}
-        self.outcome.quality = spec.task.quality
-        golds = [row.example.references for row in text.splits["test"]]
-        self.outcome.signatures = signatures(list(spec.task.scorers), golds)
+        self._read()
         self.teacher, teacher_key = self._model("teacher", self.spec.teacher, None, None)
         start, start_key = self._model("student_start", self.spec.student, self.teacher, teacher_key)
         teacher_key, start_key = self._aligned(start, teacher_key, start_key)
@@ -90,6 +85,17 @@ class Pipeline:
             for name in spec.task.sets:
                 self.outcome.sets.setdefault(name, {})["student"] = self._evaluate_set(student, name)
         return self.outcome
+
+    def _read(self, splits: Sequence[Split] | None = None) -> None:
+        """The data, and what is known of it before any model."""
+        spec = self.spec
+        text = prepare_text(spec.task, spec.teacher, spec.vocabulary_size, spec.cache, self._artifact, splits)
+        self.tokenizer, self.splits, self.data_inputs = text.tokenizer, text.splits, text.inputs
+        self.outcome.template = text.template
+        self.outcome.rows = {name: len(rows) for name, rows in text.splits.items()}
+        self.outcome.quality = spec.task.quality
+        golds = [row.example.references for row in text.splits["test"]]
+        self.outcome.signatures = signatures(list(spec.task.scorers), golds)
 
     # -- teacher and student start -------------------------------------------------------------
 

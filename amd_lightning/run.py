@@ -144,6 +144,7 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
     import torch
     from rich.console import Console
 
+    from amd_lightning.analysis.card import model_card
     from amd_lightning.analysis.figures import draw_curves, draw_models
     from amd_lightning.analysis.tables import models_table, sets_table
     from amd_lightning.build import build
@@ -165,6 +166,8 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
         raise KeyboardInterrupt from stopped
     results = assemble(outcome, describe(config, command))
     write(folder, results, outcome)
+    card = model_card(results, plain, outcome.template, folder / "student")
+    (folder / "student" / "README.md").write_text(card, encoding="utf-8")
     figures = [draw_curves(folder), draw_models(folder)]
     predictions = {who: evaluation.predictions for who, evaluation in outcome.evaluations.items()}
     finish(outcome.loggers, results, predictions, figures)

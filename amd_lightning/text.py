@@ -59,9 +59,14 @@ class Text:
 
 
 def prepare_text(
-    task: Task, teacher: ModelSpec, vocabulary_size: int, cache: ArtifactCache, artifact: MakeArtifact
+    task: Task,
+    teacher: ModelSpec,
+    vocabulary_size: int,
+    cache: ArtifactCache,
+    artifact: MakeArtifact,
+    splits: Sequence[Split] | None = None,
 ) -> Text:
-    """Load all splits and evaluation sets, and make token ids of them.
+    """Load the splits and all evaluation sets, and make token ids of them.
 
     Args:
         task: the data.
@@ -69,8 +74,9 @@ def prepare_text(
             training split.
         vocabulary_size: of a tokenizer that is trained.
         artifact: the cache.
+        splits: those that are wanted, None for all; "train" is needed where a tokenizer is trained.
     """
-    rows: dict[str, list[Example]] = {split: task.load(split) for split in SPLITS}
+    rows: dict[str, list[Example]] = {split: task.load(split) for split in splits or SPLITS}
     sets = {name: task.load_set(name) for name in task.sets}
     if teacher.path is not None:
         tokenizer = starts.tokenizer_of(teacher, cache)

@@ -118,23 +118,33 @@ LAYERS = {
     "analysis.compare.panels": f"{COMPARED} {DRAWN}",
     "analysis.compare.report_rows": f"{COMPARED} {DRAWN} analysis.compare.panels analysis.compare.tables",
     "analysis.compare.report": "analysis",
+    "analysis.card": f"{DATA} data analysis.runs analysis.tables",
     "compare": "analysis errors",
+    "judging.questions": "",
+    "judging.endpoint": "judging.questions errors",
+    "judging.verdicts": "",
+    "judging.material": "judging.questions errors",
+    "judging.court": "judging cache errors",
+    "push": "errors",
+    "judge": "judging cache errors",
     "spec": STAGES,
     "starts": f"{STAGES} spec",
     "text": f"{STAGES} spec starts",
     "outcome": STAGES,
     "pipeline": f"{STAGES} spec starts text outcome",
     "results": "outcome errors",
+    "standalone": f"{STAGES} spec starts text outcome pipeline results",
     "build": f"{STAGES} spec config",
     "cli": "config errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
+    "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
     "run": f"{STAGES} pipeline results build cli config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-COMPOSING = {"cli", "run", "presets", "show_data", "plan"}
+COMPOSING = {"cli", "run", "presets", "show_data", "evaluate", "plan"}
 MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build"}, "hydra": COMPOSING}
 
 

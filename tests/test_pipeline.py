@@ -116,7 +116,7 @@ def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
     assert [(row["who"], row["kind"]) for row in rows[::8]] == [
         (who, kind) for who in results.MODELS for kind in ("greedy", *["sampled"] * 4)
     ]
-    assert set(rows[0]) == {"who", "id", "kind", "prompt", "references", "response"}
+    assert set(rows[0]) == {"who", "id", "kind", "prompt", "references", "response", "scores"}
 
 
 # -- what runs share ---------------------------------------------------------------------------------

@@ -251,6 +251,8 @@ def test_a_run_leaves_its_log_and_its_configuration(command: Command, tmp_path: 
     assert f"samsum: moment_matching, beta 0.5, seed 3 -> {folder}" in log
     assert "This is the DEMO" in log
     assert "Traceback" not in log
+    card = (folder / "student" / "README.md").read_text()
+    assert "seed=3 'optim.student.betas=[0.5, 0.9]'" in card
     results = json.loads((folder / "results.json").read_text())
     assert (results["seed"], results["scale"], results["experiment"]) == (3, "demo", "samsum")
     assert shlex.split(results["command"])[-1] == "optim.student.betas=[0.5, 0.9]"  # to be pasted in a shell

@@ -83,6 +83,30 @@ def sets_table(results: Results) -> Table:
     return table
 
 
+def evaluation_table(results: Results) -> Table:
+    """A model that was measured alone, and the teacher if there was one; empty columns are left out.
+
+    results: of evaluation.json, the models under "teacher" and "model".
+    """
+    who = [name for name in ("teacher", "model") if name in results]
+    own = quality(results)
+    columns = {f"sampled {QUALITIES[own]}": (f"sampled_{own}", 1.0, 1), **_columns(results)}
+    if own == "accuracy":
+        columns = _columns(results)
+    shown = {
+        heading: cells
+        for heading, column in columns.items()
+        if set(cells := [_metric(results, name, *column) for name in who]) != {NONE}
+    }
+    table = Table(title=Text(f"{results['task']}: {results['path']}"), box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for place, name in enumerate(who):
+        table.add_row(Text(name), *(Text(cells[place]) for cells in shown.values()))
+    return table
+
+
 def models_markdown(results: Results) -> str:
     """The same as a GitHub table, its caption as paragraphs below."""
     header, *rows = _cells(results)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.distances import Comparison, compare
-from amd_lightning.evaluation.metrics import Scorer
+from amd_lightning.evaluation.metrics import Scorer, example_scores
 from amd_lightning.evaluation.probe import NEITHER, ProbeStates, halves
 from amd_lightning.evaluation.sequences import sequence_gaps, worst_case
 from amd_lightning.policies import Policy
@@ -39,7 +39,9 @@ class Evaluation:
 
             The probe and the gaps of whole responses are None where there are no teacher samples or too
             few responses. The teacher's own say how far two sets of samples of one policy are apart.
-        predictions: one row a response: id, kind (greedy or beam, and sampled), prompt, references, response.
+        predictions: one row a response: id, kind (greedy or beam, and sampled), prompt, context (if there
+            is one), references, response, scores (by metric; the mean over a kind's rows is the metric;
+            corpus BLEU has none).
     """
 
     metrics: Metrics
@@ -94,7 +96,7 @@ def evaluate(
         **_distances(policy, teacher, {"off": off, "on": on}, theirs, decoding.batch_size),
     }
     kind = "greedy" if decoding.num_beams == 1 else "beam"
-    return Evaluation(metrics, _rows(examples, {kind: [best], "sampled": sampled}))
+    return Evaluation(metrics, _rows(examples, {kind: [best], "sampled": sampled}, scorers))
 
 
 def evaluate_text(
@@ -113,7 +115,8 @@ def evaluate_text(
     sampled = [texts for texts, _ in draws]
     kind = "greedy" if decoding.num_beams == 1 else "beam"
     return Evaluation(
-        _text_metrics(best, sampled, examples, scorers), _rows(examples, {kind: [best], "sampled": sampled})
+        _text_metrics(best, sampled, examples, scorers),
+        _rows(examples, {kind: [best], "sampled": sampled}, scorers),
     )
 
 
@@ -207,15 +210,19 @@ def _in_groups(rollouts: Sequence[Rollout], size: int) -> Iterator[Rollout]:
 
 
 def _rows(
-    examples: Sequence[TokenisedExample], responses: dict[str, list[list[str]]]
+    examples: Sequence[TokenisedExample],
+    responses: dict[str, list[list[str]]],
+    scorers: Mapping[str, Scorer],
 ) -> list[dict[str, Any]]:
     return [
         {
             "id": example.id,
             "kind": kind,
             "prompt": example.example.prompt,
+            **({"context": example.example.context} if example.example.context else {}),
             "references": list(example.example.references),
             "response": text,
+            "scores": example_scores(scorers, text, example.example.references),
         }
         for kind, draws in responses.items()
         for draw in draws

@@ -20,6 +20,9 @@ Checker = Callable[[str, Sequence[str]], bool]
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], float | None]
 """(responses, references of each) -> a number; None where the task has no such notion."""
 
+OF_EXAMPLES = ("rouge_l", "accuracy", "unparsed")
+"""Metrics that are the mean of a score for each response; corpus BLEU is none."""
+
 
 def rouge_l(responses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Mean rougeL F1 × 100, the best over each response's references (0 to 100)."""
@@ -75,6 +78,15 @@ def scorers(
         "unparsed": partial(unparsed, parse=parse) if parse else lambda *_: None,
     }
     return {name: known[name] for name in metrics}
+
+
+def example_scores(
+    scorers: Mapping[str, Scorer], response: str, references: Sequence[str]
+) -> dict[str, float]:
+    """One response's share of each metric that has one, by name and in the metric's own unit: the mean of
+    them over responses is the metric."""
+    found = {name: score([response], [references]) for name, score in scorers.items() if name in OF_EXAMPLES}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _bleu(responses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:

@@ -1,5 +1,6 @@
 """Decoding and measuring held-out prompts: fixed by the seed, in the order of the rows, for any policy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -259,3 +260,30 @@ def test_a_rule_of_decoding_changes_the_text_and_not_the_distances() -> None:
 def test_dropout_is_off() -> None:
     student, teacher = policy(1, dropout_rate=0.5).train(), policy(0, dropout_rate=0.5).train()
     assert run(student, teacher) == run(student.train(), teacher.train())
+
+
+def test_the_mean_of_the_rows_scores_is_the_metric() -> None:
+    right = [example._replace(example=ROWS[3]) for example in EXAMPLES]  # one reference: something may match
+    graded = dict(
+        scorers(("rouge_l", "bleu", "accuracy", "unparsed"), None, parse=lambda text: text[:1] or None)
+    )
+    graded["accuracy"] = lambda texts, golds: sum(len(text) % 2 for text in texts) / len(texts)
+    found = evaluate_text(policy(1), right, TOKENIZER, decoding=DECODING, scorers=graded, samples=2, seed=0)
+    for kind, prefix in (("greedy", ""), ("sampled", "sampled_")):
+        rows = [row["scores"] for row in found.predictions if row["kind"] == kind]
+        assert all(set(row) == {"rouge_l", "accuracy", "unparsed"} for row in rows), (
+            "corpus BLEU has no share"
+        )
+        for name in rows[0]:
+            mean = sum(row[name] for row in rows) / len(rows)
+            assert mean == pytest.approx(found.metrics[prefix + name], rel=1e-9)
+    assert 0.0 < (found.metrics["sampled_accuracy"] or 0.0) < 1.0
+    unchecked = run(policy(1), policy(0), scorers=scorers(("rouge_l", "accuracy"), None)).predictions
+    assert set(unchecked[0]["scores"]) == {"rouge_l"}
+    assert "context" not in unchecked[0]
+
+
+def test_a_row_has_the_context_of_its_prompt() -> None:
+    about = [example._replace(example=replace(ROWS[0], context="about it")) for example in EXAMPLES[:1]]
+    found = evaluate_text(policy(1), about, TOKENIZER, decoding=DECODING, scorers={}, samples=1, seed=0)
+    assert [row["context"] for row in found.predictions] == ["about it"] * 2

@@ -1,0 +1,1 @@
+"""A language model as judge of responses, behind any endpoint that speaks OpenAI's chat completions."""
