@@ -181,7 +181,7 @@ def _in_words(text: str, error: Exception) -> str:
         group, name = option.groups() if option else (key, str(value))
         listed = re.search(r"Available options in '.+':\n((?:\t.+\n)+)", said)  # with those of --config-dir
         if package := PLUGIN_OF.get(name) if group == "hydra/launcher" else None:
-            return f"{prefix}{package} is not installed; pip install -e '.[cluster]'"
+            return f"{text or name} needs {package}: pip install -e '.[cluster]'"
         known = listed[1].split() if listed else loader.get_group_options(group)
         return f"{'' if group == key else prefix}{group}={name} is not an option; choose {', '.join(known)}"
     if "To append to your default list use" in said and loader.get_group_options(key):

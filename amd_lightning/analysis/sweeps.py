@@ -1,6 +1,7 @@
 """A sweep's summary: a table of its points, and beta x distance as a heat map."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -45,9 +46,14 @@ def sweep_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         value = NONE if row.value is None else number(row.value, 3)
         seconds = NONE if row.seconds is None else f"{row.seconds:.0f}"
-        cells = (str(row.point), row.overrides, str(row.status), value, seconds, row.found or NONE)
+        cells = (str(row.point), _short(row.overrides), str(row.status), value, seconds, row.found or NONE)
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _short(overrides: str) -> str:
+    """Overrides with the last part of each key alone."""
+    return re.sub(r"(^| )[^ =]*\.([^ =.]+=)", r"\1\2", overrides)
 
 
 def draw_heat_map(folder: Path, rows: Sequence[Row]) -> Path | None:
