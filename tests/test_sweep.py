@@ -155,14 +155,13 @@ def test_two_processes_share_what_stands_before_distillation(
     if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("hydra-joblib-launcher is not installed: pip install -e '.[cluster]'")
     monkeypatch.setenv("AMD_LIGHTNING_CACHE", str(tmp_path / "cache"))
-    line = f"{MICRO} evaluation.samples=1 +sweep=beta objective.beta=0.5,1 objective=kd cluster=joblib"
+    line = f"{MICRO} evaluation.samples=1 +sweep=beta objective.beta=0.5,1 cluster=joblib"
     found = in_a_process(tmp_path, *shlex.split(line), "hydra.sweep.dir=sweep")
     assert found.returncode == 0, found.stderr
     points = rows(str(tmp_path / "sweep"))
     assert [row.status for row in points] == ["done", "done"]
-    results = [
-        json.loads((tmp_path / "sweep" / row.directory / "results.json").read_text()) for row in points
-    ]
+    files = [tmp_path / "sweep" / row.directory / "results.json" for row in points]
+    results = [json.loads(file.read_text()) for file in files]
     keys = results[0]["cache_keys"]
     assert keys == results[1]["cache_keys"]
     made = {name: sum(not result["cost"]["cached"][name] for result in results) for name in keys}

@@ -87,9 +87,8 @@ def test_a_point_belongs_to_one_process_until_that_dies(tmp_path: Path) -> None:
 
 def test_what_stops_a_point_is_noted(tmp_path: Path) -> None:
     index = begun(tmp_path, 3)
-    for point, error in enumerate(
-        [DataError("row 7\nis broken"), ZeroDivisionError("ours"), KeyboardInterrupt()]
-    ):
+    errors = [DataError("row 7\nis broken"), ZeroDivisionError("ours"), KeyboardInterrupt()]
+    for point, error in enumerate(errors):
 
         def fail(error: BaseException = error) -> Measured:
             assert index.rows()[point].status == Status.running  # noqa: B023
@@ -97,11 +96,8 @@ def test_what_stops_a_point_is_noted(tmp_path: Path) -> None:
 
         with pytest.raises(type(error)):
             index.run(point, f"seed={point}", str(point), fail)
-    assert [row.error for row in index.rows()] == [
-        "row 7 is broken",
-        "ZeroDivisionError: ours",
-        "interrupted",
-    ]
+    said = [row.error for row in index.rows()]
+    assert said == ["row 7 is broken", "ZeroDivisionError: ours", "interrupted"]
     assert statuses(tmp_path) == "failed failed failed"
 
 

@@ -16,7 +16,7 @@ def grid(folder: Path) -> list[Row]:
     for number, (distance, beta, seed) in enumerate(points):
         run = folder / str(number)
         run.mkdir()
-        who = {"teacher": {}, "student_start": {}, "student": {}}
+        who: dict[str, object] = {"teacher": {}, "student_start": {}, "student": {}}
         objective = {"distance": distance, "beta": beta}
         (run / "results.json").write_text(json.dumps({**who, "objective": objective}))
         words = f"objective.distance={distance} objective.beta={beta:g} seed={seed}"
