@@ -56,34 +56,33 @@ def rows(folder: str = "sweep") -> list[Row]:
     return SweepIndex(Path(folder)).rows()
 
 
-SEEDS = "+experiment=samsum -m seed=0,1,2 hydra.sweep.dir=sweep"
+SEEDS = "+experiment=samsum -m seed=0,1 hydra.sweep.dir=sweep"
 
 
 def test_the_index_tells_of_every_point_from_the_start(command: Command, ran: Points) -> None:
     found = command(SEEDS)
     assert (found.status, found.error) == (0, "")
-    assert ran.seen == ["running waiting waiting", "done running waiting", "done done running"]
+    assert ran.seen == ["running waiting", "done running"]
     assert [row._replace(seconds=None) for row in rows()] == [
         Row(n, f"seed={n}", f"{n}_moment_matching_beta0.5_seed{n}", "done", "rouge_l", n + 0.5, None, hits)
-        for n, hits in enumerate(["0/2", "1/2", "1/2"])
+        for n, hits in enumerate(["0/2", "1/2"])
     ]
-    assert "sweep: 3 of 3 points done" in found.out
+    assert "sweep: 2 of 2 points done" in found.out
     assert f"All points: {Path('sweep').absolute()}/index.csv" in found.out
     assert not Path("sweep/beta_by_distance.png").exists()
 
 
 def test_a_failing_point_is_named_and_alone_runs_again(command: Command, ran: Points) -> None:
-    ran.failing = {1: DataError("row 7 is\nbroken: mend it")}
+    ran.failing = {0: DataError("row 7 is\nbroken: mend it")}
     found = command(SEEDS)
     assert found.status == 1
     again = f"sweep_resume={Path('sweep').absolute()}"
     assert found.error == (
-        "1 of the sweep's points failed:\n  - 1_moment_matching_beta0.5_seed1: row 7 is broken: mend it\n"
+        "1 of the sweep's points failed:\n  - 0_moment_matching_beta0.5_seed0: row 7 is broken: mend it\n"
         f"run them again: python -m amd_lightning.run {again}"
     )
     assert "Traceback" not in found.err
     assert [(row.status, row.error) for row in rows()] == [
-        ("done", ""),
         ("failed", "row 7 is broken: mend it"),
         ("done", ""),
     ]
@@ -93,22 +92,22 @@ def test_a_failing_point_is_named_and_alone_runs_again(command: Command, ran: Po
     Path("sweep").rename("elsewhere/moved")
     found = command("sweep_resume=elsewhere/moved hydra.job.chdir=false")
     assert (found.status, found.error) == (0, "")
-    assert ran.ran == [("moment_matching", 0.5, 1)]
+    assert ran.ran == [("moment_matching", 0.5, 0)]
     after = rows("elsewhere/moved")
-    assert (after[0], after[2]) == (before[0], before[2])
-    assert (after[1].status, after[1].directory, after[1].error) == ("done", before[1].directory, "")
+    assert after[1] == before[1]
+    assert (after[0].status, after[0].directory, after[0].error) == ("done", before[0].directory, "")
     assert not Path("sweep").exists()
 
 
 def test_an_interrupted_sweep_goes_on(command: Command, ran: Points) -> None:
-    ran.failing = {1: KeyboardInterrupt()}
+    ran.failing = {0: KeyboardInterrupt()}
     found = command(SEEDS)
     assert found.status == 130
     assert "1 of the sweep's points have not come to an end\nrun them again: " in found.err
-    assert [row.status for row in rows()] == ["done", "failed", "waiting"]
+    assert [row.status for row in rows()] == ["failed", "waiting"]
     ran.ran, ran.failing = [], {}
     assert command("sweep_resume=sweep").status == 0
-    assert [seed for *_, seed in ran.ran] == [1, 2]
+    assert [seed for *_, seed in ran.ran] == [0, 1]
 
 
 def test_a_sweep_by_name_needs_no_flag_and_draws_its_map(command: Command, ran: Points) -> None:
@@ -144,11 +143,12 @@ def test_what_cannot_go_on_is_refused(command: Command, ran: Points) -> None:
     ]
     found = command(SEEDS)
     assert found.error.startswith(f"{Path('sweep').absolute()} holds a sweep already: go on with it")
-    assert len(ran.ran) == 3
+    assert len(ran.ran) == 2
     found = command("-m seed=0 hydra.sweep.dir=/proc/nowhere")
     assert found.error.startswith("the run's directory cannot be used")
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_stands_before_distillation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
