@@ -96,6 +96,11 @@ def test_two_sweeps_are_a_product_and_the_command_line_replaces_values() -> None
         line = [*params_inside("+sweep=beta"), "+sweep=beta", "objective.beta=0.1,0.2", "seed=1"]
         found = list(points(line, True))
     assert found == [[f"objective.beta={beta}", "+sweep=beta", "seed=1"] for beta in ("0.1", "0.2")]
+    assert list_of([*params("+sweep=beta"), "objective.beta=0.3"]) == [["objective.beta=0.3"]]
+
+
+def list_of(texts: list[str]) -> list[list[str]]:
+    return list(points(texts, True))
 
 
 def params_inside(text: str) -> list[str]:

@@ -79,7 +79,7 @@ def collected(folder: Path, rows: Sequence[Row]) -> tuple[Cells, str]:
     cells: dict[tuple[str, float], list[float]] = {}
     metrics: dict[str, None] = {}
     for row in rows:
-        if row.status != Status.done or row.value is None or not math.isfinite(row.value):
+        if row.value is None or not math.isfinite(row.value):
             continue
         objective = read_results(folder / row.directory)["objective"]
         cells.setdefault((str(objective["distance"]), float(objective["beta"])), []).append(row.value)
