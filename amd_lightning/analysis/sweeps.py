@@ -99,7 +99,7 @@ def heat_map(cells: Cells, metric: str) -> Figure:
     high = max(value for row in means for value in row if math.isfinite(value))
     figure = Figure((1.0 * len(betas) + 3.0, 0.5 * len(distances) + 1.6), layout="constrained")  # inches
     axis = figure.add_subplot()
-    image = axis.imshow(means, cmap=COLOURS, vmin=low, vmax=max(high, low + 1e-12), aspect="auto")
+    image = axis.imshow(means, cmap=COLOURS, vmin=low, vmax=high if high > low else low + 1.0, aspect="auto")
     for place, row in enumerate(means):
         for column, value in enumerate(row):
             dark = math.isfinite(value) and value - low > 0.6 * (high - low)
