@@ -8,6 +8,7 @@ import difflib
 import itertools
 import re
 import textwrap
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
@@ -19,9 +20,6 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
@@ -29,12 +27,19 @@ from amd_lightning import conf_dir
 from amd_lightning.config.rules import ignored_options, problems
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import ConfigError
+from amd_lightning.points import keys, misuse, parsed, points, sweeping
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 POINTS_CHECKED = 256
 """How many points of a sweep are checked before the first runs; each is checked again when it does."""
 HELP_WIDTH = 100
+PLUGIN_OF = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+"""Launchers of Hydra's that come in packages of their own."""
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
@@ -46,28 +51,34 @@ def check_command_line(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: lists every problem of every point of the sweep.
     """
-    parsed = get_args_parser().parse_args(list(arguments))
-    answered_by_hydra = ("help", "hydra_help", "cfg", "info", "shell_completion")
-    other_root = ("experimental_rerun", "config_path", "config_name")
-    if any(getattr(parsed, flag) for flag in (*answered_by_hydra, *other_root)):
+    line = get_args_parser().parse_args(list(arguments))
+    if not runs_something(line):
         return
-    multirun = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
-    if parsed.config_dir and not Path(parsed.config_dir).is_dir():
-        raise ConfigError([f"--config-dir {parsed.config_dir} is no directory"])
+    if line.config_dir and not Path(line.config_dir).is_dir():
+        raise ConfigError([f"--config-dir {line.config_dir} is no directory"])
     found: dict[str, None] = {}
     ignored: list[dict[str, str]] = []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        refused = {text: words for text in parsed.overrides if (words := _misuse(text, multirun))}
-        usable = [text for text in parsed.overrides if text not in refused]
+        multirun, of_file = sweeping(line.overrides, line.multirun, line.config_dir)
+        overrides = [*of_file, *line.overrides]
+        refused = {text: words for text in overrides if (words := misuse(text, multirun))}
+        usable = [text for text in overrides if text not in refused]
         found.update(dict.fromkeys(refused.values()))
-        for point in itertools.islice(_points(usable, multirun), POINTS_CHECKED):
-            in_point, unused = _point_problems(point, refused, parsed.config_dir)
+        for point in itertools.islice(points(usable, multirun), POINTS_CHECKED):
+            in_point, unused = _point_problems(point, refused, line.config_dir)
             found.update(dict.fromkeys(in_point))
             ignored.append(unused)
     in_every_point = set.intersection(*(set(unused) for unused in ignored))
     found.update((words, None) for key, words in ignored[0].items() if key in in_every_point)
     if found:
         raise ConfigError(list(found))
+
+
+def runs_something(line: Namespace) -> bool:
+    """Whether a command line, as Hydra's parser has it, is no question, and about our configuration."""
+    answered_by_hydra = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    other_root = ("experimental_rerun", "config_path", "config_name")
+    return not any(getattr(line, flag) for flag in (*answered_by_hydra, *other_root))
 
 
 def validated(composed: DictConfig, overrides: Sequence[str], refuse_ignored: bool) -> RunConfig:
@@ -83,7 +94,7 @@ def validated(composed: DictConfig, overrides: Sequence[str], refuse_ignored: bo
     """
     config, found = _typed(composed)
     if config is not None and refuse_ignored:
-        found += ignored_options(config, _keys(overrides)).values()
+        found += ignored_options(config, keys(overrides)).values()
     if config is None or found:
         raise ConfigError(found)
     return config
@@ -111,65 +122,6 @@ def _unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterator[str]:
             yield from _unknown_keys(node[name], kind, f"{prefix}{name}.")
 
 
-# -- the points of a command line ------------------------------------------------------------------
-
-
-def _parsed(text: str) -> Override:
-    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-    return OverridesParser.create(config_loader=loader).parse_overrides([text])[0]
-
-
-def _misuse(text: str, multirun: bool) -> str | None:
-    """What is wrong with an override whatever the configuration, or None."""
-    try:
-        override = _parsed(text)
-    except HydraException:
-        return f"{text} cannot be read as KEY=VALUE; quote what is special to Hydra: \"KEY='VALUE'\""
-    if not override.key_or_group:
-        return f"{text} has no key: write KEY=VALUE"
-    if override.is_sweep_override() and not multirun:
-        return f"{text} is a sweep: add --multirun; a list is written [A,B], a text with commas 'A,B'"
-    if multirun and override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
-        return f"{text} matches nothing"
-    if override.key_or_group == "output_dir":
-        return f"{text}: set hydra.run.dir=DIR instead (hydra.sweep.dir=DIR with --multirun)"
-    return None
-
-
-def _points(overrides: Sequence[str], multirun: bool) -> Iterator[list[str]]:
-    """The overrides of every point of a sweep; of the one run where there is no sweep."""
-    choices: list[list[str]] = []
-    for text in overrides:
-        override = _parsed(text)
-        key = override.get_key_element()
-        if not (multirun and override.is_sweep_override()):
-            choices.append([text])
-        elif override.is_discrete_sweep():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:  # an interval has no points; one of its values stands for it
-            interval = override.value()
-            assert isinstance(interval, IntervalSweep)
-            choices.append([f"{key}={interval.start}"])
-    return (list(point) for point in itertools.product(*choices))
-
-
-def _keys(overrides: Sequence[str]) -> list[str]:
-    """The keys that overrides set, those inside of {...} values written out."""
-
-    def inside(prefix: str, value: Any) -> Iterator[str]:
-        if not isinstance(value, dict):
-            yield prefix
-        for key in value if isinstance(value, dict) else ():
-            yield from inside(f"{prefix}.{key}", value[key])
-
-    parsed = [_parsed(text) for text in overrides]
-    return [
-        key
-        for override in parsed
-        for key in inside(override.key_or_group, override.value() if not override.is_delete() else None)
-    ]
-
-
 # -- the problems of a point -----------------------------------------------------------------------
 
 
@@ -194,7 +146,7 @@ def _point_problems(
         return [*found, _in_words("", composed)], {}
     config, more = _typed(composed)
     accepted = [text for text in overrides if text not in refused]
-    return [*found, *more], ignored_options(config, _keys(accepted)) if config is not None else {}
+    return [*found, *more], ignored_options(config, keys(accepted)) if config is not None else {}
 
 
 def _composed(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig | Exception:
@@ -217,7 +169,7 @@ def _in_words(text: str, error: Exception) -> str:
         text: the override; "" if no single one is to blame.
         error: of Hydra, OmegaConf or the YAML reader.
     """
-    override = _parsed(text) if text else None
+    override = parsed(text) if text else None
     key, value = (override.key_or_group, override.value()) if override else ("", None)
     loader = GlobalHydra.instance().config_loader()
     said, why = str(error), str(error.__cause__ or error)
@@ -228,6 +180,8 @@ def _in_words(text: str, error: Exception) -> str:
     if option or (isinstance(error, ValueError) and loader.get_group_options(key)):
         group, name = option.groups() if option else (key, str(value))
         listed = re.search(r"Available options in '.+':\n((?:\t.+\n)+)", said)  # with those of --config-dir
+        if package := PLUGIN_OF.get(name) if group == "hydra/launcher" else None:
+            return f"{text or name} needs {package}: pip install -e '.[cluster]'"
         known = listed[1].split() if listed else loader.get_group_options(group)
         return f"{'' if group == key else prefix}{group}={name} is not an option; choose {', '.join(known)}"
     if "To append to your default list use" in said and loader.get_group_options(key):
@@ -313,6 +267,8 @@ def knobs() -> str:
         "  python -m amd_lightning.run +experiment=samsum                        the demo, no network",
         "  python -m amd_lightning.run +experiment=samsum objective=kd seed=1    another method",
         "  python -m amd_lightning.run --multirun +experiment=samsum objective.beta=0,0.5,1",
+        "  python -m amd_lightning.run +experiment=samsum +sweep=beta cluster=joblib    a sweep by name",
+        "  python -m amd_lightning.run sweep_resume=DIR            what is missing or failed in a sweep",
         "",
         "Groups (choose with GROUP=OPTION):",
     ]

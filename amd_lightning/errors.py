@@ -23,6 +23,10 @@ class ConfigError(UserError):
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
 
 
+class PointError(UserError):
+    """A point of a sweep failed. Its index says more; Hydra goes on, and raises the first at the end."""
+
+
 class DataError(UserError):
     """A data set cannot be used as it is: a missing path or column, an empty split or response."""
 

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.config.choices import CriticKind, Distance, Source
 from amd_lightning.config.rules import LEARNING, PARAMETER_OF
 from amd_lightning.config.schema import RunConfig
-from amd_lightning.errors import UserError
+from amd_lightning.errors import PointError, UserError
+from amd_lightning.sweep import begin, end, label, measured, own, resumed
+from amd_lightning.sweep_index import Measured, SweepIndex
+from amd_lightning.sweep_index import one_line as point_error
 
 log = logging.getLogger("amd_lightning")
 
@@ -47,25 +50,31 @@ def main() -> None:
         return
     # Hydra then raises what a run raises, and it is said once, here, rather than wrapped.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    index = None
     try:
+        arguments, go_on = resumed(arguments)
         check_command_line(arguments)
+        sys.argv[1:], index = begin(arguments, go_on)
         hydra_main()
         if _refusals:
             raise _refusals[0]
+        if index is not None and (complaints := end(index)):
+            sys.exit("error: " + "\n".join(complaints))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; stages that were finished are in the cache and are not made again\n")
+        if index is not None:
+            sys.stderr.write("\n".join(end(index)) + "\n")
         sys.exit(INTERRUPTED)
     except Exception as error:
+        complaints = end(index) if index is not None else []
         words = _in_words(error)
         if words is None:
             raise
-        sys.exit(f"error: {words}")
+        sys.exit("error: " + "\n".join(complaints or [str(words)]))
 
 
 def _in_words(error: Exception) -> str | None:
     """What to say of an error; None for a bug of ours, which keeps its traceback."""
-    if _failed_points:
-        return "\n  - ".join([f"{len(_failed_points)} of the sweep's points failed:", *_failed_points])
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -78,7 +87,6 @@ def _in_words(error: Exception) -> str | None:
 # What Hydra, which calls `hydra_main`, does not hand back to `main`.
 _begun: list[str] = []
 _refusals: list[UserError] = []
-_failed_points: list[str] = []
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
@@ -86,27 +94,50 @@ def hydra_main(composed: DictConfig) -> float | None:
     """One run, or one point of a sweep."""
     state = HydraConfig.get()
     overrides = list(state.overrides.task)
-    single = state.mode is RunMode.RUN
     folder = Path(state.runtime.output_dir)
     _begun.append(folder.name)
-    try:
-        config = validated(composed, overrides, refuse_ignored=single)
+
+    def make() -> tuple[RunConfig, float | None]:
+        config = validated(composed, overrides, refuse_ignored=state.mode is RunMode.RUN)
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
-        return run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *overrides]))
+        command = shlex.join(["python", "-m", "amd_lightning.run", *own(overrides)])
+        return config, run(config, plain, command)
+
+    try:
+        if state.mode is RunMode.RUN:
+            return make()[1]
+        index = SweepIndex(Path(state.sweep.dir))
+        return _point(index, state.job.num, overrides, folder, make) if index.exists else make()[1]
     except UserError as error:
-        if single:
-            _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
-            return None
-        _failed_points.append(f"{folder.name}: {error}")
-        raise  # Hydra marks the point as failed and goes on with the next
-    except Exception as error:
-        if not single:
-            traceback.print_exc()  # Hydra keeps the first point's alone, for the end of the sweep
-            _failed_points.append(f"{folder.name}: {type(error).__name__}: {error}")
-        raise
+        if state.mode is not RunMode.RUN:
+            raise
+        _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
+        return None
     finally:
         _remove_empty(folder)
+
+
+def _point(
+    index: SweepIndex,
+    number: int,
+    overrides: Sequence[str],
+    folder: Path,
+    make: Callable[[], tuple[RunConfig, float | None]],
+) -> float | None:
+    """One point of a sweep; whatever it raises comes out as what can travel between processes."""
+
+    def all_of_it() -> Measured:
+        config, value = make()
+        return measured(folder, config.evaluation.metric, value)
+
+    try:
+        words = label(overrides, index.command()["swept"])
+        return index.run(number, words, str(folder.relative_to(index.folder)), all_of_it)
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()  # Hydra keeps the first point's alone, for the end of the sweep
+        raise PointError(point_error(error)) from None
 
 
 def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:

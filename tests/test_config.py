@@ -129,7 +129,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{prefix}.{key}".lstrip("."))
 
 
-OPTION_FILES = [path for path in FILES if path.parent != conf_dir()]
+OF_HYDRA = ("sweep", "cluster")
+"""Groups that set Hydra's own section alone; tests/test_sweep_files.py has them."""
+OPTION_FILES = [path for path in FILES if path.parent != conf_dir() and path.parent.name not in OF_HYDRA]
 
 
 def content_of(group: str, option: str) -> dict[str, Any]:

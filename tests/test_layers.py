@@ -103,6 +103,8 @@ LAYERS = {
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
+    "sweep_index": "errors",
+    "analysis.sweeps": "analysis.runs analysis.figures analysis.tables sweep_index",
     "analysis.compare.collect": "analysis.runs errors",
     "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
     "analysis.compare.methods": "analysis.runs analysis.compare.collect errors",
@@ -135,16 +137,18 @@ LAYERS = {
     "results": "outcome errors",
     "standalone": f"{STAGES} spec starts text outcome pipeline results",
     "build": f"{STAGES} spec config",
-    "cli": "config errors",
+    "points": "",
+    "cli": "config points errors",
+    "sweep": "analysis cli points sweep_index errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
-    "run": f"{STAGES} pipeline results build cli config analysis",
+    "run": f"{STAGES} pipeline results build cli sweep sweep_index config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-COMPOSING = {"cli", "run", "presets", "show_data", "evaluate", "plan"}
+COMPOSING = {"points", "cli", "sweep", "run", "presets", "show_data", "evaluate", "plan"}
 MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build"}, "hydra": COMPOSING}
 
 

@@ -54,7 +54,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.setenv("AMD_LIGHTNING_CACHE", str(tmp_path / "cache"))
 
     def call(line: str) -> Said:
-        for state in ("_begun", "_refusals", "_failed_points"):
+        for state in ("_begun", "_refusals"):
             monkeypatch.setattr(run, state, [])
         monkeypatch.setattr(sys, "argv", ["run.py", *shlex.split(line)])
         capfd.readouterr()
@@ -329,7 +329,8 @@ def test_a_sweep_goes_on_after_a_failing_point(command: Command, monkeypatch: py
         "3 of the sweep's points failed:\n"
         "  - 0_moment_matching_beta0.5_seed0: row 7 is broken: mend it\n"
         "  - 1_moment_matching_beta0.5_seed1: ZeroDivisionError: ours\n"
-        "  - 2_moment_matching_beta0.5_seed2: this one too"
+        "  - 2_moment_matching_beta0.5_seed2: this one too\n"
+        f"run them again: python -m amd_lightning.run sweep_resume={Path('sweep').absolute()}"
     )
     assert found.err.count("Traceback") == 1  # the bug's
     for seed in range(3):
@@ -342,7 +343,12 @@ def test_a_point_of_a_sweep_that_is_refused_leaves_no_directory(command: Command
     assert found.error.startswith(
         "2 of the sweep's points failed:\n  - 0_moment_matching_beta0.5_seed0: data"
     )
-    assert anything_in("sweep") == ["multirun.yaml"]
+    assert sorted(path.name for path in Path("sweep").iterdir()) == [
+        ".locks",
+        "index.csv",
+        "multirun.yaml",
+        "sweep.json",
+    ]
 
 
 # -- parts -----------------------------------------------------------------------------------------
