@@ -12,9 +12,12 @@ from pathlib import Path
 FOLDER = "checkpoints"
 """In the run's directory."""
 
-BEST, FAILED, WRITING = "best.ckpt", "failed.ckpt", ".writing.ckpt"
-"""Beside `last.ckpt`, `last_2.ckpt`, ...: of the best validation; of a run that failed within an update,
-which nothing goes on from; and what is being written."""
+BEST, FAILED = "best.ckpt", "failed.ckpt"
+"""Beside `last.ckpt`, `last_2.ckpt`, ...: of the best validation; of a run that failed within an update, which
+nothing goes on from."""
+
+WRITING, LINK = ".writing.ckpt", ".best.ckpt"
+"""Files that have not taken their place."""
 
 
 def last(folder: Path, place: int = 1) -> Path:
@@ -46,16 +49,15 @@ def keep(written: Path, folder: Path, count: int) -> None:
     _sync_names(folder)
 
 
-def keep_as_best(folder: Path) -> None:
-    """Let `best.ckpt` be the newest checkpoint: the same file where the file system can, a copy elsewhere."""
-    writing = folder / WRITING
-    writing.unlink(missing_ok=True)
+def keep_as_best(written: Path, folder: Path) -> None:
+    """Let `best.ckpt` be this synced file, too; a copy of it where the file system knows no links."""
+    link = folder / LINK
+    link.unlink(missing_ok=True)
     try:
-        os.link(last(folder), writing)
+        os.link(written, link)
     except OSError:
-        shutil.copyfile(last(folder), writing)
-    writing.replace(folder / BEST)
-    _sync_names(folder)
+        shutil.copyfile(written, link)
+    link.replace(folder / BEST)
 
 
 def _sync_names(folder: Path) -> None:

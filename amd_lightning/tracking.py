@@ -261,8 +261,9 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         if not isinstance(exception, KeyboardInterrupt):  # who is in a hurry wants no file of half an update
-            self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(self.folder / checkpoint_files.FAILED)
+            with contextlib.suppress(OSError, RuntimeError):  # the exception itself is what matters
+                self.folder.mkdir(parents=True, exist_ok=True)
+                trainer.save_checkpoint(self.folder / checkpoint_files.FAILED)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -295,14 +296,15 @@ class LastCheckpoint(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(writing)
             if trainer.is_global_zero:
+                if best:  # before it is the last: that one says that the best is this
+                    checkpoint_files.keep_as_best(writing, self.folder)
                 checkpoint_files.keep(writing, self.folder, self.keep)
-                if best:
-                    checkpoint_files.keep_as_best(self.folder)
         except (OSError, RuntimeError) as error:  # torch's writer makes the second of the first
             with contextlib.suppress(OSError):
                 writing.unlink(missing_ok=True)
             log.warning(
-                "the checkpoint of update %d could not be written (%s); the one before it stays, training goes on",
+                "the checkpoint of update %d could not be written (%s): the one before it stays, free some "
+                "space; training goes on",
                 update,
                 " ".join(str(error).split())[:200],
             )
