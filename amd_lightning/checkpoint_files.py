@@ -13,8 +13,8 @@ FOLDER = "checkpoints"
 """In the run's directory."""
 
 BEST, FAILED = "best.ckpt", "failed.ckpt"
-"""Beside `last.ckpt`, `last_2.ckpt`, ...: of the best validation; of a run that failed within an update, which
-nothing goes on from."""
+"""Beside `last.ckpt`, `last_2.ckpt`, ...: of the best validation; of a run that failed within an update, from
+which nothing goes on."""
 
 WRITING, LINK = ".writing.ckpt", ".best.ckpt"
 """Files that have not taken their place."""

@@ -254,7 +254,7 @@ def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
     trial = Trial(tmp_path / "run")
     trial.attempt()
     names = {path.name: progress(path) for path in trial.checkpoints.iterdir()}
-    assert names == {"last.ckpt": 6, "last_2.ckpt": 4, "best.ckpt": 2 if names["best.ckpt"] == 2 else 4}
+    assert names == {"last.ckpt": 6, "last_2.ckpt": 4, "best.ckpt": 4}
     assert not [name for name in load(trial.checkpoints / "last.ckpt")["state_dict"] if "teacher" in name]
     trial.keep, trial.updates = 1, 8
     trial.attempt()
@@ -279,6 +279,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     path.write_bytes(broken[how])
     with pytest.raises(CheckpointError, match="is damaged"):
         load(path)
+    caplog.clear()
     found = newest(trial.checkpoints)
     assert found is not None
     assert found[0].name == "last_2.ckpt"
