@@ -74,7 +74,7 @@ def test_an_unfinished_run_is_gone_on_with(tmp_path: Path) -> None:
     assert start(str(folder), tmp_path / "new", CONFIG) == (folder, checkpoints, None)
     file = checkpoints / "last.ckpt"
     assert start(str(file), tmp_path / "new", CONFIG) == (folder, file, None)
-    with pytest.raises(UserError, match="holds a run: choose another hydra.run.dir"):
+    with pytest.raises(UserError, match="holds a run: choose another"):
         start("never", folder, CONFIG)
 
 
