@@ -141,26 +141,24 @@ def newest_update(folder: Path) -> str:
     return "none" if found is None else str(found[1]["progress"]["update"])
 
 
-def moments(count: int, seconds: float, draw: random.Random) -> list[tuple[str, Callable[[], bool]]]:
-    """How each kill is aimed, in words, with what says when."""
-    found: list[tuple[str, Callable[[], bool]]] = []
-    for place in range(count):
-        if place % 5 < 2:
-            after, begun = draw.uniform(0.0, seconds), []
+def moment(number: int, seconds: float, draw: random.Random) -> tuple[str, Callable[[], bool]]:
+    """What the kill of this number is aimed at, in words, and what says when."""
+    aim = number % 5
+    if aim < 2:
+        after = draw.uniform(0.0, seconds)
+        begun: list[float] = []
 
-            def in_time(after: float = after, begun: list[float] = begun) -> bool:
-                begun[:] = begun or [time.monotonic()]
-                return time.monotonic() - begun[0] >= after
+        def in_time() -> bool:
+            begun.append(time.monotonic())
+            return begun[-1] - begun[0] >= after
 
-            found.append((f"{after:.2f} s", in_time))
-            continue
-        phase, update = PHASES[(0, 0, 1, 2, 5)[place % 5]], draw.randint(1, UPDATES - 2)
+        return f"{after:.2f} s", in_time
+    phase, update = {2: "generation", 3: "critic steps", 4: "checkpoint"}[aim], draw.randint(1, UPDATES - 2)
 
-        def in_phase(phase: int = PHASES.index(phase), update: int = update) -> bool:
-            return STATE[0] == phase and STATE[1] >= update
+    def in_phase() -> bool:
+        return STATE[0] == PHASES.index(phase) and STATE[1] >= update
 
-        found.append((f"{phase}, update {update} or later", in_phase))
-    return found
+    return f"{phase}, update {update} or later", in_phase
 
 
 def main() -> None:
@@ -181,20 +179,21 @@ def main() -> None:
         "| kill | aimed at | struck in | update | went on after | weights | metrics.csv | results |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    failures = 0
-    for number, (aim, kill) in enumerate(moments(options.kills, seconds, random.Random(options.seed)), 1):
-        folder = root / str(number)
-        status, _ = attempt(folder, kill)
+    failures, draw = 0, random.Random(options.seed)
+    for number in range(1, options.kills + 1):
+        status, misses = 0, 0
+        while status != -signal.SIGKILL:  # one that came too late is no kill: another moment is drawn
+            aim, kill = moment(number, seconds, draw)
+            folder = root / f"{number}_{misses}"
+            status, _ = attempt(folder, kill)
+            misses += 1
         struck = (PHASES[STATE[0]], STATE[1])
-        killed = status == -signal.SIGKILL
         update = newest_update(folder)
-        if killed:
-            status, _ = attempt(folder, None)
+        status, _ = attempt(folder, None)
         same = [a == b for a, b in zip(left(folder), alone, strict=True)] if status == 0 else [False] * 3
         failures += not all(same)
         words = ["same" if equal else "DIFFERS" for equal in same]
-        where = struck[0] if killed else "(it had ended)"
-        lines.append(f"| {number} | {aim} | {where} | {struck[1]} | {update} | {' | '.join(words)} |")
+        lines.append(f"| {number} | {aim} | {struck[0]} | {struck[1]} | {update} | {' | '.join(words)} |")
         print(lines[-1], flush=True)
     table = "\n".join(lines) + "\n"
     if options.out:
