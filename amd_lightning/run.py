@@ -218,8 +218,8 @@ def _run(
     quiet_libraries()
     try:
         outcome = Pipeline(build(config, plain), begin.checkpoint, stopping).run()
-    except SystemExit as stopped:  # what Lightning makes of Ctrl-C while it trains
-        raise Interrupted(stopping.signum or signal.SIGINT) from stopped
+    except SystemExit as stopped:  # what Lightning makes of a signal while it trains
+        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
     results = assemble(outcome, describe(config, command))
     write(folder, results, outcome)
     figures = [draw_curves(folder), draw_models(folder)]

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from amd_lightning.analysis.compare.methods import HARMLESS, NO_DIFFERENCE
-from amd_lightning.errors import UserError
+from amd_lightning.errors import Interrupted, UserError
 from amd_lightning.modules.adversarial import AdversarialModule
+from amd_lightning.outcome import Outcome
+from amd_lightning.pipeline import Pipeline
 from amd_lightning.resume import FREE, start, unfinished_beside
 from amd_lightning.tracking import wandb_logger
 from tests.test_run import MICRO, Command, Said, command  # noqa: F401
@@ -243,6 +245,22 @@ def test_a_terminated_run_says_how_to_go_on_and_ends_as_one_that_was_left_alone(
     assert budget.status == 0, budget.err
     assert "Stopped by trainer.time_budget after update 1" in budget.out
     assert json.loads(Path("short/results.json").read_text())["stopped_at"] == 1
+
+
+def test_a_signal_to_another_stage_keeps_its_status(
+    command: Command,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(self: Pipeline) -> Outcome:
+        try:
+            raise Interrupted(signal.SIGTERM)
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    monkeypatch.setattr(Pipeline, "run", stop)
+    found = command(MICRO)
+    assert found.status == 143
+    assert "interrupted; stages that were finished are in the cache" in found.err
 
 
 def killed_run(work: Path, name: str) -> None:
