@@ -171,7 +171,7 @@ class Clock:
         for owner, name in (
             (DistillationModule, "_step"),  # of the student, and K of the critics
             (HfSampler, "__call__"),
-            (training_state.torch, "save"),
+            (torch, "save"),
             (os, "fsync"),
             (Path, "replace"),
             (Writer, "save"),
@@ -305,7 +305,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on(
         file.write(b"as much as there was room for")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training_state.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     trial = Trial(tmp_path / "run")
     with caplog.at_level(logging.WARNING, logger="amd_lightning"):
         trial.attempt()
