@@ -95,11 +95,13 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
             validate_every=config.trainer.validate_every,
             checkpoint_every=config.trainer.checkpoint_every,
             progress=str(config.trainer.progress),
+            keep_checkpoints=config.trainer.keep_checkpoints,
         ),
         cache=cache,
         folder=folder,
         loggers=partial(_loggers, config, folder, logged_config),
         seed=config.seed,
+        metric=config.evaluation.metric,
     )
 
 
@@ -334,7 +336,9 @@ def _adaptive(objective: ObjectiveConfig) -> AdaptiveBeta | None:
     return AdaptiveBeta(objective.beta, adaptive.step, adaptive.tolerance)
 
 
-def _loggers(config: RunConfig, folder: Path, logged_config: Mapping[str, Any]) -> list[Logger]:
+def _loggers(
+    config: RunConfig, folder: Path, logged_config: Mapping[str, Any], run_id: str | None
+) -> list[Logger]:
     wandb, objective = config.logger.wandb, config.objective
     method = str(objective.distance)
     if objective.distance is Distance.moment_matching:
@@ -349,5 +353,5 @@ def _loggers(config: RunConfig, folder: Path, logged_config: Mapping[str, Any]) 
         tags=(config.data.task, config.scale, method, f"beta={objective.beta:g}", *wandb.tags),
         config=logged_config,
     )
-    logger = wandb_logger(folder, settings)
+    logger = wandb_logger(folder, settings, run_id)
     return [logger] if logger is not None else []

@@ -4,6 +4,7 @@
 other exception is a bug of ours and keeps its traceback.
 """
 
+import signal
 from collections.abc import Sequence
 
 
@@ -43,5 +44,29 @@ class CacheError(UserError):
     """The artifact cache cannot be used: not writable, or another run holds the lock for too long."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint of training cannot be used: it is damaged, or another run's."""
+
+
 class NonFiniteError(UserError):
     """A loss or gradient is not finite; the message names the update and the term."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal.
+
+    Attributes:
+        signum: SIGINT or SIGTERM.
+        update, updates: where distillation stands, of how many; None outside of it.
+        words: what to say of it.
+    """
+
+    words = "interrupted; stages that were finished are in the cache and are not made again"
+
+    def __init__(
+        self, signum: int = signal.SIGINT, update: int | None = None, updates: int | None = None
+    ) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.update = update
+        self.updates = updates

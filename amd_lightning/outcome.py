@@ -22,6 +22,7 @@ class Outcome:
         parameters: of each of the three models.
         vocabulary: how many ids are compared, and how many logits each model has.
         seconds, cached, keys: of every stage; a cached stage's seconds are those of the run that made it.
+        stopped_at: the update at which time was up; None where all were made.
         tokens: response tokens while distilling, by who wrote them ("off", "on").
         truncation: what writing down the teacher's likeliest actions left out, see `teacher_cache`; empty
             where the teacher was asked live.
@@ -40,6 +41,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    stopped_at: int | None = None
     tokens: dict[str, int] = field(default_factory=dict)
     truncation: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)

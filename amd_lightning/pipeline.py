@@ -20,17 +20,19 @@ import lightning as L
 from amd_lightning import starts
 from amd_lightning.cache import Artifact
 from amd_lightning.data.examples import Split, TokenisedExample
+from amd_lightning.distillation import distil
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
 from amd_lightning.evaluation.metrics import signatures
+from amd_lightning.metrics_file import csv_logger
 from amd_lightning.models import save_policy
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec, RunSpec
+from amd_lightning.stopping import Stopping
 from amd_lightning.teacher_cache import with_teacher
 from amd_lightning.text import prepare_text
-from amd_lightning.tracking import LastCheckpoint, Validate, csv_logger
 from amd_lightning.training import device_of, fit, seed_for
 
 log = logging.getLogger(__name__)
@@ -41,14 +43,24 @@ FORMAT = 1
 DIAGNOSTICS = 1
 """Part of every evaluation's key: raised when what it measures changes."""
 
+MARGIN = 1.2
+"""Of a time budget: by how much longer than the student start's the student's evaluation may take."""
+
 HELD_OUT: tuple[Split, ...] = ("valid", "test")
 
 
 class Pipeline:
-    """Runs the stages of one `RunSpec` in their order; one pipeline, one run."""
+    """Runs the stages of one `RunSpec` in their order; one pipeline, one run.
 
-    def __init__(self, spec: RunSpec) -> None:
+    Args:
+        resume: the checkpoint that distillation goes on from, or a folder of them; None begins anew.
+        stopping: what may end distillation early.
+    """
+
+    def __init__(self, spec: RunSpec, resume: Path | None = None, stopping: Stopping | None = None) -> None:
         self.spec = spec
+        self.resume = resume
+        self.stopping = stopping or Stopping()
         self.outcome = Outcome()
         self.device = device_of(spec.trainer.accelerator)
 
@@ -250,40 +262,44 @@ class Pipeline:
     def _distil(self, student: Policy, stored: list[TokenisedExample]) -> Policy:
         """Train the student against the teacher; `folder/student` holds the result."""
         spec = self.spec
-        L.seed_everything(seed_for("distil", spec.seed), verbose=False)
-        module = spec.make_module(student, self.teacher)
 
-        def measure() -> Mapping[str, float | None]:
+        def measure(module: DistillationModule) -> Mapping[str, float | None]:
             return self._evaluate(student, "valid", self._diagnosed(module)).metrics
 
-        validate = Validate(spec.trainer.validate_every, measure)
-        self.outcome.loggers = [csv_logger(spec.folder), *spec.loggers()]
+        self.stopping.reserve = self._seconds_after_training()
         with self._timed("distil"):
-            fit(
-                module,
+            done = distil(
+                spec,
+                student,
+                self.teacher,
                 stored,
-                stage="distil",
-                spec=spec.distillation,
-                trainer=spec.trainer,
-                seed=seed_for("distil", spec.seed),
+                measure=measure,
+                metric=spec.task.quality if spec.metric == "auto" else spec.metric,
                 pad_id=self.tokenizer.pad_token_id,
-                folder=spec.folder,
-                loggers=self.outcome.loggers,
-                callbacks=[
-                    validate,
-                    LastCheckpoint(spec.folder / "checkpoints", spec.trainer.checkpoint_every),
-                ],
+                resume=self.resume,
+                stopping=self.stopping,
             )
+        self.outcome.seconds["distil"] += done.seconds_before
         save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
         if spec.student.lora is not None:
             starts.save_adapters(
                 spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
             )
         self.outcome.parameters["student"] = student.parameter_count
-        self.outcome.validation = validate.latest
-        self.outcome.tokens = dict(module.tokens_seen)
+        self.outcome.loggers = done.loggers
+        self.outcome.validation = dict(done.validation)
+        self.outcome.tokens = done.tokens
+        self.outcome.stopped_at = done.stopped_at
         self.teacher.to(self.device)
         return student.to(self.device)  # Lightning leaves what it trained on the CPU
+
+    def _seconds_after_training(self) -> float:
+        """What the last validation and the student's evaluation will take, going by the student start's."""
+        seconds = self.outcome.seconds
+        test = seconds["evaluate_student_start"]
+        valid = test * len(self.splits["valid"]) / len(self.splits["test"])
+        sets = sum(seconds[f"evaluate_student_start_{name}"] for name in self.spec.task.sets)
+        return MARGIN * (test + valid + sets)
 
     # -- evaluation ----------------------------------------------------------------------------
 
@@ -348,7 +364,7 @@ class Pipeline:
     def _diagnosed(self, module: DistillationModule) -> bool:
         """Whether the validation at this update measures everything."""
         every = self.spec.evaluation.diagnose_every
-        if module.update == module.updates:
+        if module.update == module.updates or self.stopping.out_of_time:
             return True
         return every > 0 and (module.update // self.spec.trainer.validate_every) % every == 0
 

@@ -55,6 +55,7 @@ def assemble(outcome: Outcome, description: Mapping[str, Any]) -> dict[str, Any]
         },
         "validation": outcome.validation,
         "rows": outcome.rows,
+        **({} if outcome.stopped_at is None else {"stopped_at": outcome.stopped_at}),
         **({"teacher_top_k": outcome.truncation} if outcome.truncation else {}),
         "vocabulary": outcome.vocabulary,
         "cost": {

@@ -7,10 +7,14 @@ run's directory. Returns the validation metric that a sweeper optimises.
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -25,7 +29,9 @@ from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.config.choices import CriticKind, Distance, Source
 from amd_lightning.config.rules import LEARNING, PARAMETER_OF
 from amd_lightning.config.schema import RunConfig
-from amd_lightning.errors import PointError, UserError
+from amd_lightning.errors import ConfigError, Interrupted, PointError, UserError
+from amd_lightning.resume import Start, going_on, how_to_go_on, start, unfinished_beside
+from amd_lightning.stopping import Stopping
 from amd_lightning.sweep import begin, end, label, measured, own, resumed
 from amd_lightning.sweep_index import Measured, SweepIndex
 from amd_lightning.sweep_index import one_line as point_error
@@ -36,8 +42,6 @@ OWN_FILES = ("config.yaml", "run.log")
 """What a run writes before its first stage."""
 
 NO_DIRECTORY = "the run's directory cannot be used ({}); set hydra.run.dir=DIR or hydra.sweep.dir=DIR"
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
@@ -55,22 +59,41 @@ def main() -> None:
         arguments, go_on = resumed(arguments)
         check_command_line(arguments)
         sys.argv[1:], index = begin(arguments, go_on)
-        hydra_main()
+        with _terminated_as_interrupted():
+            hydra_main()
         if _refusals:
             raise _refusals[0]
         if index is not None and (complaints := end(index)):
             sys.exit("error: " + "\n".join(complaints))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; stages that were finished are in the cache and are not made again\n")
+    except KeyboardInterrupt as stopped:
+        signum = getattr(stopped, "signum", signal.SIGINT)
+        sys.stderr.write(getattr(stopped, "words", Interrupted.words) + "\n")
         if index is not None:
             sys.stderr.write("\n".join(end(index)) + "\n")
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + signum)  # as shells have it
     except Exception as error:
         complaints = end(index) if index is not None else []
         words = _in_words(error)
         if words is None:
             raise
         sys.exit("error: " + "\n".join(complaints or [str(words)]))
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, SIGTERM ends the run as Ctrl-C does; by itself it would leave nothing said."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _in_words(error: Exception) -> str | None:
@@ -96,21 +119,23 @@ def hydra_main(composed: DictConfig) -> float | None:
     overrides = list(state.overrides.task)
     folder = Path(state.runtime.output_dir)
     _begun.append(folder.name)
+    single = state.mode is RunMode.RUN
 
     def make() -> tuple[RunConfig, float | None]:
-        config = validated(composed, overrides, refuse_ignored=state.mode is RunMode.RUN)
+        config = validated(composed, overrides, refuse_ignored=single)
+        _refuse_two_places(config.resume, list(state.overrides.hydra), single)
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
-        command = shlex.join(["python", "-m", "amd_lightning.run", *own(overrides)])
-        return config, run(config, plain, command)
+        kept = [override for override in own(overrides) if not override.startswith("resume=")]
+        return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]))
 
     try:
-        if state.mode is RunMode.RUN:
+        if single:
             return make()[1]
         index = SweepIndex(Path(state.sweep.dir))
         return _point(index, state.job.num, overrides, folder, make) if index.exists else make()[1]
     except UserError as error:
-        if state.mode is not RunMode.RUN:
+        if not single:
             raise
         _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
         return None
@@ -140,6 +165,20 @@ def _point(
         raise PointError(point_error(error)) from None
 
 
+def _refuse_two_places(resume: str, hydra_overrides: Sequence[str], single: bool) -> None:
+    """A path of `resume` says where the run goes on; so may nothing else.
+
+    Raises:
+        ConfigError: something else does.
+    """
+    if resume in ("auto", "never"):
+        return
+    if not single:
+        raise ConfigError([f"resume={resume} is one run's; a sweep goes on by hydra.sweep.dir=DIR"])
+    if any(override.startswith("hydra.run.dir=") for override in hydra_overrides):
+        raise ConfigError([f"hydra.run.dir would be ignored with resume={resume}; leave one of them out"])
+
+
 def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:
     """All stages of one run.
 
@@ -151,7 +190,11 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
     Returns:
         `evaluation.metric` on the validation split after the last update.
     """
-    folder = Path(config.output_dir).absolute()
+    stopping = Stopping(config.trainer.time_budget and 60.0 * config.trainer.time_budget)
+    plain = without_secrets(plain)
+    begin = start(config.resume, Path(config.output_dir).absolute(), plain)
+    folder = begin.folder
+    config.output_dir = plain["output_dir"] = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         was_empty = not any(folder.iterdir())
@@ -159,7 +202,13 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
     except OSError as error:
         raise UserError(NO_DIRECTORY.format(error)) from error
     try:
-        return _run(config, without_secrets(plain), command, folder)
+        if begin.finished is not None:
+            log.info("%s holds this run, finished: nothing to do (remove it to run again)", folder)
+            return _metric(config, begin.finished["validation"], str(begin.finished["quality"]))
+        return _run(config, plain, command, begin, stopping)
+    except KeyboardInterrupt as stopped:
+        log.debug("the run stopped here", exc_info=True)
+        raise how_to_go_on(stopped, folder, command) from stopped
     except BaseException:
         log.debug("the run stopped here", exc_info=True)
         raise
@@ -171,7 +220,9 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
             _remove_if_nothing_ran(folder)
 
 
-def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -> float | None:
+def _run(
+    config: RunConfig, plain: dict[str, Any], command: str, begin: Start, stopping: Stopping
+) -> float | None:
     import torch
     from rich.console import Console
 
@@ -189,12 +240,18 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
         raise UserError("trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
+    folder = begin.folder
+    if begin.checkpoint is None and (other := unfinished_beside(folder, plain)):
+        log.info(
+            "An unfinished run of this configuration lies in %s; resume=%s goes on with it", other, other
+        )
+    _replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    (folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped, or is to be longer
     quiet_libraries()
     try:
-        outcome = Pipeline(build(config, plain)).run()
-    except SystemExit as stopped:  # what Lightning makes of Ctrl-C while it trains
-        raise KeyboardInterrupt from stopped
+        outcome = Pipeline(build(config, plain), begin.checkpoint, stopping).run()
+    except SystemExit as stopped:  # what Lightning makes of a signal while it trains
+        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
     results = assemble(outcome, describe(config, command))
     write(folder, results, outcome)
     card = model_card(results, plain, outcome.template, folder / "student")
@@ -211,8 +268,26 @@ def _run(config: RunConfig, plain: dict[str, Any], command: str, folder: Path) -
         markup=False,
         soft_wrap=True,
     )
+    if outcome.stopped_at is not None:
+        console.print(
+            f"Stopped by trainer.time_budget after update {outcome.stopped_at}; "
+            f"go on with: {going_on(command, folder)}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return _metric(config, outcome.validation, outcome.quality)
+
+
+def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: str) -> float | None:
     metric = config.evaluation.metric
-    return outcome.validation.get(outcome.quality if metric == "auto" else metric)
+    return validation.get(quality if metric == "auto" else metric)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that is there whole, as it was or as it will be, at every moment."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def describe(config: RunConfig, command: str) -> dict[str, Any]:

@@ -95,9 +95,10 @@ class RunSpec:
         teacher_writes: off-policy states are the teacher's responses rather than the data's.
         top_k: what is written down of the teacher at off-policy states; None where it is asked live.
         kernel_samples: the teacher's samples to every training prompt, 0 where no objective asks for them.
-        evaluation, trainer: shared by all stages.
+        evaluation, trainer: shared by all stages; `metric` of a validation says which checkpoint is the best,
+            "auto" the task's own.
         cache, folder: where artifacts and the run's own files go.
-        loggers: of the distillation stage, made when it begins.
+        loggers: (the W&B run that goes on, or None) -> those of the distillation stage, made when it begins.
         seed: of distillation.
     """
 
@@ -116,5 +117,6 @@ class RunSpec:
     trainer: TrainerSpec
     cache: ArtifactCache
     folder: Path
-    loggers: Callable[[], list[Logger]]
+    loggers: Callable[[str | None], list[Logger]]
     seed: int
+    metric: str = "auto"

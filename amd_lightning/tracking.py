@@ -4,6 +4,7 @@ Every logger gets the same keys for every method, with `update` as the x-axis; t
 `modules/diagnostics.py` (train, critic, time) and `evaluation/harness.py` (valid).
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,12 @@ from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from rich.progress import BarColumn, TimeRemainingColumn
 
+from amd_lightning import checkpoint_files
 from amd_lightning.errors import UserError
+from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.base import DistillationModule
+from amd_lightning.stopping import Stopping
+from amd_lightning.training_state import Remembered, add_state
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +50,11 @@ class WandbSettings:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def csv_logger(folder: Path) -> CSVLogger:
-    """`folder/metrics.csv`, written through at every row, so that a run that dies loses none."""
-    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-
-
-def wandb_logger(folder: Path, settings: WandbSettings) -> WandbLogger | None:
+def wandb_logger(folder: Path, settings: WandbSettings, run_id: str | None = None) -> WandbLogger | None:
     """A W&B run under `folder/wandb`, or None where it is disabled.
+
+    Args:
+        run_id: of the run that goes on; None for a new one.
 
     Raises:
         UserError: mode=online and the server or the account is refused.
@@ -74,6 +77,8 @@ def wandb_logger(folder: Path, settings: WandbSettings) -> WandbLogger | None:
             tags=list(settings.tags),
             config=dict(settings.config),
             mode="offline" if offline else "online",
+            id=run_id,
+            resume=None if run_id is None or offline else "allow",  # offline, the id alone says it
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off", x_disable_meta=offline, disable_git=offline),
         )
@@ -123,9 +128,12 @@ class StageLines(Callback):
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._started = time.perf_counter()
+        self._first = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
         self._started = time.perf_counter()
+        self._first = pl_module.update
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,7 +142,7 @@ class StageLines(Callback):
         update, updates = pl_module.update, pl_module.updates
         if update % max(1, updates // 10) and update != updates:
             return
-        rate = update / (time.perf_counter() - self._started)
+        rate = (update - self._first) / (time.perf_counter() - self._started)
         values = [f"{name} {value:.3f}" for name, value in _shown(pl_module.latest).items()]
         log.info("%s: update %d/%d, %.1f updates/s, %s", self.stage, update, updates, rate, ", ".join(values))
 
@@ -145,12 +153,24 @@ class Validate(Callback):
     Args:
         every: updates between two validations; 0 for the last alone.
         measure: what to call; its result is logged under `valid/`.
+        final: whether training, which has just stopped before its last update, is measured as well; the
+            module is not told, and the checkpoint is written already: the run that goes on never saw it.
+
+    Attributes:
+        latest: the last one's metrics; `update` is when it was.
     """
 
-    def __init__(self, every: int, measure: Callable[[], Mapping[str, float | None]]) -> None:
+    def __init__(
+        self,
+        every: int,
+        measure: Callable[[], Mapping[str, float | None]],
+        final: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.every = every
         self.measure = measure
+        self.final = final
         self.latest: dict[str, float | None] = {}
+        self.update = -1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,35 +178,144 @@ class Validate(Callback):
         assert isinstance(pl_module, DistillationModule)
         update = pl_module.update
         if update == pl_module.updates or (self.every and update % self.every == 0):
-            self.latest = dict(self.measure())
-            pl_module.log_to_all(
-                {f"valid/{name}": value for name, value in self.latest.items() if value is not None}
-            )
+            self._validate(pl_module)
             pl_module.validated(self.latest)
             pl_module.student.train()
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if self.final():
+            self._validate(pl_module)
 
-class LastCheckpoint(Checkpoint):
-    """`folder/last.ckpt`: every so many updates, after the last, and when the run stops by an exception.
+    def _validate(self, module: DistillationModule) -> None:
+        self.latest = dict(self.measure())
+        self.update = module.update
+        module.log_to_all(
+            {f"valid/{name}": value for name, value in self.latest.items() if value is not None}
+        )
 
-    Lightning's ModelCheckpoint would leave out the updates after the last multiple of `every`.
-    """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.path = folder / "last.ckpt"
-        self.every = every
+class StopBetweenUpdates(Callback):
+    """Asks `stopping` at the end of every update but the last."""
+
+    def __init__(self, stopping: Stopping) -> None:
+        self.stopping = stopping
+        self._at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stopping.listen()
+        self._at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
-        if pl_module.update % self.every == 0 or pl_module.update == pl_module.updates:
-            trainer.save_checkpoint(self.path)
+        now = time.monotonic()
+        if pl_module.update < pl_module.updates and self.stopping.after_update(now - self._at):
+            trainer.should_stop = True
+        self._at = now
+
+
+class LastCheckpoint(Checkpoint):
+    """`folder/last.ckpt`: every so many updates, after the last, and when the run is stopped between two.
+
+    A run that fails within an update leaves `folder/failed.ckpt`. Lightning's ModelCheckpoint would leave
+    out the updates after the last multiple of `every`.
+
+    Args:
+        folder: of the checkpoints.
+        every: updates between two.
+        keep: how many there are at most: last.ckpt, last_2.ckpt, ...
+        validate, metric: after a validation with the best value so far, `folder/best.ckpt` is written too.
+        best: that value, before the first update.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        *,
+        keep: int = 2,
+        validate: Validate | None = None,
+        metric: str = "",
+        best: float | None = None,
+    ) -> None:
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self.validate = validate
+        self.metric = metric
+        self.best = best
+        (folder / checkpoint_files.WRITING).unlink(missing_ok=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        update = pl_module.update
+        best = self._is_best(update)
+        if best or update % self.every == 0 or update == pl_module.updates or trainer.should_stop:
+            self._save(trainer, update, best)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        trainer.save_checkpoint(self.path)
+        if not isinstance(exception, KeyboardInterrupt):  # who is in a hurry wants no file of half an update
+            with contextlib.suppress(OSError, RuntimeError):  # the exception itself is what matters
+                self.folder.mkdir(parents=True, exist_ok=True)
+                trainer.save_checkpoint(self.folder / checkpoint_files.FAILED)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        remembered = Remembered(
+            {} if self.validate is None else self.validate.latest, self.best, seconds=pl_module.seconds
+        )
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and isinstance(writer := logger.experiment, Writer):
+                writer.sync()
+                remembered = remembered._replace(rows=writer.rows, columns=writer.columns)
+            if isinstance(logger, WandbLogger):
+                remembered = remembered._replace(wandb=logger.experiment.id)
+        add_state(checkpoint, pl_module, remembered)
+
+    def _is_best(self, update: int) -> bool:
+        """Whether this update's validation is the best so far; takes note of it."""
+        if self.validate is None or self.validate.update != update:
+            return False
+        value = self.validate.latest.get(self.metric)
+        if value is None or (self.best is not None and not _better(self.metric, value, self.best)):
+            return False
+        self.best = value
+        return True
+
+    def _save(self, trainer: L.Trainer, update: int, best: bool) -> None:
+        writing = self.folder / checkpoint_files.WRITING
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(writing)
+            if trainer.is_global_zero:
+                if best:  # before it is the last: that one says that the best is this
+                    checkpoint_files.keep_as_best(writing, self.folder)
+                checkpoint_files.keep(writing, self.folder, self.keep)
+        except (OSError, RuntimeError) as error:  # torch's writer makes the second of the first
+            with contextlib.suppress(OSError):
+                writing.unlink(missing_ok=True)
+            log.warning(
+                "the checkpoint of update %d could not be written (%s): the one before it stays, free some "
+                "space; training goes on",
+                update,
+                " ".join(str(error).split())[:200],
+            )
+
+
+RISING = ("rouge_l", "bleu", "accuracy", "exact_match")
+"""The metrics of which more is better; less is of all others."""
+
+
+def _better(metric: str, value: float, other: float) -> bool:
+    return value > other if metric.removeprefix("sampled_") in RISING else value < other
 
 
 def finish(

@@ -18,6 +18,7 @@ from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.tracking import StageBar, StageLines
+from amd_lightning.training_state import SyncedFile
 
 
 class StageSpec(NamedTuple):
@@ -38,6 +39,7 @@ class TrainerSpec(NamedTuple):
     validate_every: int
     checkpoint_every: int
     progress: str
+    keep_checkpoints: int = 2
 
 
 def fit(
@@ -53,7 +55,7 @@ def fit(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train `module` for `spec.updates` updates on stored responses.
+    """Train `module` up to update `spec.updates` on stored responses; one that was restored goes on.
 
     Args:
         stage: what the progress is called.
@@ -62,7 +64,12 @@ def fit(
         loggers, callbacks: beside the progress.
     """
     data = DistillationDataModule(
-        examples, batch_size=spec.batch_size, updates=spec.updates, seed=seed, pad_id=pad_id
+        examples,
+        batch_size=spec.batch_size,
+        updates=spec.updates,
+        seed=seed,
+        pad_id=pad_id,
+        start=module.update,
     )
     progress = _progress(stage, trainer.progress)
     with warnings.catch_warnings():
@@ -79,6 +86,7 @@ def fit(
             logger=list(loggers) or False,
             log_every_n_steps=1,  # the module logs by itself, as often as `log_every` says
             callbacks=[*progress, *callbacks],
+            plugins=[SyncedFile()],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, StageBar) for callback in progress),
             enable_model_summary=False,

@@ -21,7 +21,8 @@ COMPARED = (
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache tracking training"
+TRAINING = "checkpoint_files training_state metrics_file stopping tracking training"
+STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
@@ -82,8 +83,12 @@ LAYERS = {
     "models": "policies families initialisation cache adapters checkpoints errors",
     "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
-    "tracking": "modules types errors",
-    "training": "data modules tracking types errors",
+    "checkpoint_files": "",
+    "stopping": "errors",
+    "training_state": "checkpoint_files errors",
+    "metrics_file": "",
+    "tracking": "modules types errors checkpoint_files training_state metrics_file stopping",
+    "training": "data modules tracking training_state types errors",
     "config.choices": "",
     "config.knobs": "",
     "config.data": "config.choices config.knobs",
@@ -133,7 +138,8 @@ LAYERS = {
     "starts": f"{STAGES} spec",
     "text": f"{STAGES} spec starts",
     "outcome": STAGES,
-    "pipeline": f"{STAGES} spec starts text outcome",
+    "distillation": f"{STAGES} spec",
+    "pipeline": f"{STAGES} spec starts text outcome distillation",
     "results": "outcome errors",
     "standalone": f"{STAGES} spec starts text outcome pipeline results",
     "build": f"{STAGES} spec config",
@@ -144,7 +150,8 @@ LAYERS = {
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
-    "run": f"{STAGES} pipeline results build cli sweep sweep_index config analysis",
+    "resume": "checkpoint_files errors",
+    "run": f"{STAGES} pipeline results resume stopping build cli sweep sweep_index config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}

@@ -118,6 +118,15 @@ class TrainerConfig:
         MISSING, "updates between two validations while distilling; 0 for the last one only", low=0
     )
     checkpoint_every: int = knob(100, "updates between two checkpoints", low=1)
+    keep_checkpoints: int = knob(
+        2, "how many of the last checkpoints are kept, beside the best by evaluation.metric", low=1
+    )
+    time_budget: float | None = knob(
+        None,
+        "minutes in which the whole run ends: distillation stops in time to be evaluated and saved; null for "
+        "no limit",
+        above=0.0,
+    )
     progress: Progress = knob(Progress.auto, "bar, lines (for logs), off; auto takes a bar on a terminal")
 
 

@@ -31,6 +31,11 @@ class RunConfig:
         MISSING, "demo (generated text, two cores), laptop or paper: sizes, budgets and devices"
     )
     seed: int = knob(0, "seed of distillation: data order, rollouts, critics", low=0)
+    resume: str = knob(
+        "auto",
+        "auto: go on with what lies in the run's directory; never: refuse a directory that holds a run; DIR: "
+        "go on in that run's directory; FILE: from that checkpoint, in its run's directory",
+    )
     output_dir: str = knob(MISSING, "the run's directory; set hydra.run.dir=DIR instead")
     data: DataConfig = section(DataConfig, DataConfig.__doc__ or "")
     pair: PairConfig = section(PairConfig, PairConfig.__doc__ or "")

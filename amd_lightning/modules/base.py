@@ -101,6 +101,7 @@ class DistillationModule(L.LightningModule):
         self.tokens_seen = {"off": 0, "on": 0, "teacher": 0}
         self.latest: dict[str, float] = {}
         self._started_at = self._logged_at = time.perf_counter()
+        self._seconds_before = 0.0
         self._logged_update = 0
 
     # -- what a method says --------------------------------------------------------------------
@@ -308,6 +309,11 @@ class DistillationModule(L.LightningModule):
         }
         self.log_to_all(self.latest)
 
+    @property
+    def seconds(self) -> float:
+        """Of training so far, that of the run which this one goes on from included."""
+        return time.perf_counter() - self._started_at
+
     def log_to_all(self, metrics: dict[str, float]) -> None:
         """Hand metrics to every logger, with the update as the x-axis."""
         for logger in self.loggers:
@@ -356,7 +362,7 @@ class DistillationModule(L.LightningModule):
             raise NonFiniteError(
                 f"{what} is {value} at update {self.update + 1}, which was not made; lower the learning "
                 f"rate or the clip_norm of the {who} (while distilling, the weights of update "
-                f"{self.update} are in checkpoints/last.ckpt)"
+                f"{self.update} are in checkpoints/failed.ckpt)"
             )
 
     # -- Lightning's hooks ---------------------------------------------------------------------
@@ -367,16 +373,19 @@ class DistillationModule(L.LightningModule):
             self.teacher.to(self.device)
 
     def on_train_start(self) -> None:
-        self._started_at = self._logged_at = time.perf_counter()
+        self._logged_at = time.perf_counter()
+        self._started_at = self._logged_at - self._seconds_before
         self._logged_update = self.update
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"update": self.update, "tokens_seen": dict(self.tokens_seen)}
+        checkpoint["seconds"] = self.seconds
         self.states.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.update = checkpoint["progress"]["update"]
         self.tokens_seen = dict(checkpoint["progress"]["tokens_seen"])
+        self._seconds_before = checkpoint["seconds"]
         self.states.load(checkpoint)
 
 

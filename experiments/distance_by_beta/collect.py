@@ -58,7 +58,10 @@ def main(folders: Sequence[str]) -> None:
             print(_table(chosen, lambda run, metric=metric: run["student"].get(metric), decimals))
         print("\nseconds of distillation\n")
         print(_table(chosen, lambda run: run["cost"]["seconds"]["distil"], 0))
-    methods_figure([run for run in runs if _updates(run) == UPDATES and _drawn(run)]).savefig(HERE / "methods.png", dpi=64, facecolor="white")
+    drawn = [run for run in runs if _updates(run) == UPDATES and _drawn(run)]
+    methods_figure(drawn).savefig(HERE / "methods.png", dpi=64, facecolor="white")
+        HERE / "methods.png", dpi=64, facecolor="white"
+    )
 
 
 def _critic(run: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_the_run_ends_with_the_last_good_weights_saved(what: str, said: str, tmp
         train(some, tmp_path, callbacks=[LastCheckpoint(tmp_path / "checkpoints", every=100)])
 
     assert all(bool(value.isfinite().all()) for value in some.parameters())
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "checkpoints" / "failed.ckpt", weights_only=True)
     assert saved["progress"]["update"] == 2
     fresh = module("residual", 0.5)
     fresh.load_state_dict(saved["state_dict"])

@@ -12,12 +12,13 @@ from amd_lightning.errors import UserError
 METHOD = ("objective.", "critic.", "rollout.", "optim.critic.")
 """What a method is made of."""
 
-NO_DIFFERENCE = ("experiment", "output_dir", "seed", "data.path", "logger.", "cache.")
+NO_DIFFERENCE = ("experiment", "output_dir", "resume", "seed", "data.path", "logger.", "cache.")
 """Names and places."""
 
 HARMLESS = (
     "trainer.accelerator trainer.devices trainer.threads trainer.chunk_tokens trainer.log_every "
-    "trainer.progress trainer.validate_every trainer.checkpoint_every evaluation.diagnose_every "
+    "trainer.progress trainer.validate_every trainer.checkpoint_every trainer.keep_checkpoints "
+    "trainer.time_budget evaluation.diagnose_every "
     "optim.teacher.micro_batch_size optim.student_start.micro_batch_size optim.student.micro_batch_size"
 ).split()
 """Moves rounding and seconds at most; said, not refused."""

@@ -1,0 +1,136 @@
+"""The distillation stage: training with validations and checkpoints, from update 0 or from one of these."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from amd_lightning.checkpoint_files import FOLDER
+from amd_lightning.data.examples import TokenisedExample
+from amd_lightning.errors import Interrupted
+from amd_lightning.metrics_file import csv_logger
+from amd_lightning.modules.base import DistillationModule
+from amd_lightning.policies import Policy
+from amd_lightning.spec import RunSpec
+from amd_lightning.stopping import Stopping
+from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate
+from amd_lightning.training import fit, seed_for
+from amd_lightning.training_state import (
+    Checkpoint,
+    Remembered,
+    Restore,
+    load,
+    newest,
+    remembered_in,
+    restore,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Distilled(NamedTuple):
+    """What the stage leaves beside the trained student.
+
+    Attributes:
+        validation: the last one.
+        tokens: see `Outcome.tokens`.
+        loggers: still open.
+        seconds_before: of training before this process took it up.
+        stopped_at: the update at which time was up; None where all were made.
+    """
+
+    validation: Mapping[str, float | None]
+    tokens: dict[str, int]
+    loggers: list[Logger]
+    seconds_before: float
+    stopped_at: int | None
+
+
+def distil(
+    spec: RunSpec,
+    student: Policy,
+    teacher: Policy,
+    stored: Sequence[TokenisedExample],
+    *,
+    measure: Callable[[DistillationModule], Mapping[str, float | None]],
+    metric: str,
+    pad_id: int,
+    resume: Path | None,
+    stopping: Stopping,
+) -> Distilled:
+    """Train the student against the teacher.
+
+    Args:
+        stored: the off-policy rows.
+        measure: the student on the validation split.
+        metric: of a validation, which `best.ckpt` goes by.
+        resume: a checkpoint, or a folder of which the newest is taken; None begins at update 0.
+        stopping: what may end it early.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        Interrupted: by a signal; the state is saved.
+    """
+    folder = spec.folder / FOLDER
+    L.seed_everything(seed_for("distil", spec.seed), verbose=False)
+    module = spec.make_module(student, teacher)
+    checkpoint = _begin(module, resume)
+    before = Remembered() if checkpoint is None else remembered_in(checkpoint)
+    validate = Validate(
+        spec.trainer.validate_every, lambda: measure(module), final=lambda: stopping.out_of_time
+    )
+    validate.latest = dict(before.validation)
+    loggers = [csv_logger(spec.folder, before.rows, before.columns), *spec.loggers(before.wandb)]
+    last = LastCheckpoint(
+        folder,
+        spec.trainer.checkpoint_every,
+        keep=spec.trainer.keep_checkpoints,
+        validate=validate,
+        metric=metric,
+        best=before.best,
+    )
+    if module.update < module.updates:
+        with stopping.listening():
+            fit(
+                module,
+                stored,
+                stage="distil",
+                spec=spec.distillation,
+                trainer=spec.trainer,
+                seed=seed_for("distil", spec.seed),
+                pad_id=pad_id,
+                folder=spec.folder,
+                loggers=loggers,
+                callbacks=[
+                    StopBetweenUpdates(stopping),
+                    *([] if checkpoint is None else [Restore(checkpoint)]),
+                    validate,
+                    last,
+                ],
+            )
+    if stopping.signum is not None:
+        raise Interrupted(stopping.signum, module.update, module.updates)
+    return Distilled(
+        validate.latest,
+        dict(module.tokens_seen),
+        loggers,
+        before.seconds,
+        module.update if stopping.out_of_time else None,
+    )
+
+
+def _begin(module: DistillationModule, resume: Path | None) -> Checkpoint | None:
+    """Bring the module to where it was; None where it begins."""
+    if resume is None:
+        return None
+    found = (resume, load(resume)) if resume.is_file() else newest(resume)
+    if found is None:
+        log.info("distil: no checkpoint to go on from, beginning at update 0")
+        return None
+    path, checkpoint = found
+    restore(module, checkpoint)
+    log.info("distil: going on after update %d of %d (%s)", module.update, module.updates, path)
+    return checkpoint

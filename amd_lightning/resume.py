@@ -1,0 +1,194 @@
+"""What a run does with a directory that an earlier one left: begins, goes on, has nothing to do, or refuses.
+
+Here stand the rules of `resume=`; how training comes back from a checkpoint is `training_state.py`.
+"""
+
+import json
+import logging
+import shlex
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from amd_lightning.checkpoint_files import FOLDER, all_last
+from amd_lightning.errors import Interrupted, UserError
+
+log = logging.getLogger(__name__)
+
+FREE = (
+    "output_dir resume logger cache trainer.progress trainer.threads trainer.time_budget "
+    "trainer.checkpoint_every trainer.keep_checkpoints"
+).split()
+"""Knobs and sections that may change while a run is interrupted: they say how it is shown and where it lies.
+(threads: other sums are rounded otherwise.)"""
+
+UPDATES = "optim.student.updates"
+SHOWN = 12
+"""Differences that are listed."""
+
+
+class Start(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+        folder: the run's directory.
+        checkpoint: what training goes on from, a file or the folder of checkpoints; None begins anew.
+        finished: results.json, where there is nothing to do.
+    """
+
+    folder: Path
+    checkpoint: Path | None = None
+    finished: Mapping[str, Any] | None = None
+
+
+def start(wanted: str, folder: Path, config: Mapping[str, Any]) -> Start:
+    """Where a run with this configuration begins.
+
+    Args:
+        wanted: "auto", "never", or the path of a run's directory or of a checkpoint.
+        folder: the directory that Hydra gave the run.
+        config: plain values, as they are written to config.yaml.
+
+    Raises:
+        UserError: the directory holds another run, or one where none is wanted; there is nothing at the path.
+    """
+    if wanted == "never":
+        if _holds_a_run(folder):
+            raise UserError(
+                f"resume=never, but {folder} holds a run: choose another hydra.run.dir, or leave resume=auto"
+            )
+        return Start(folder)
+    if wanted == "auto":
+        return _gone_on(folder, folder / FOLDER, config) if _holds_a_run(folder) else Start(folder)
+    path = Path(wanted).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"resume={wanted}: there is no such directory or checkpoint")
+    home = path if path.is_dir() else path.parent.parent
+    if not (home / "config.yaml").is_file():
+        raise UserError(f"resume={wanted}: {home} is no run's directory, it has no config.yaml")
+    return _gone_on(home, home / FOLDER if path.is_dir() else path, config)
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether there is something to go on from, or a result."""
+    return (folder / "results.json").is_file() or bool(all_last(folder / FOLDER))
+
+
+def _gone_on(folder: Path, checkpoint: Path, config: Mapping[str, Any]) -> Start:
+    before = _read(folder / "config.yaml")
+    if changed := list(refused_changes(before, config)):
+        more = [f"... and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+        raise UserError(
+            "\n  - ".join(
+                [
+                    f"{folder} holds a run of another configuration; set these back (knob: there -> here), "
+                    "or choose another hydra.run.dir:",
+                    *changed[:SHOWN],
+                    *more,
+                ]
+            )
+        )
+    results = _read(folder / "results.json")
+    longer = _flat(config).get(UPDATES) != _flat(before).get(UPDATES, _flat(config).get(UPDATES))
+    finished = bool(results) and results.get("stopped_at") is None and not longer and checkpoint.is_dir()
+    return Start(folder, checkpoint, results if finished else None)
+
+
+def refused_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The differences that a run cannot go on with, one line each.
+
+    A knob that one of the two does not know is none: its version had no such knob.
+    """
+    old, new = _flat(before), _flat(now)
+    for key in sorted(old.keys() & new.keys()):
+        free = any(key == name or key.startswith(name + ".") for name in FREE)
+        if free or old[key] == new[key]:
+            continue
+        line = f"{key}: {_said(old[key])} -> {_said(new[key])}"
+        if key != UPDATES:
+            yield line
+        elif new[key] < old[key]:
+            yield f"{line} (fewer than it was begun with)"
+        elif reason := _spans_the_run(new):
+            yield f"{line} ({reason} spans the whole run: it would have begun otherwise)"
+
+
+def _spans_the_run(config: Mapping[str, Any]) -> str | None:
+    """What depends on the number of updates from the first one on; None for nothing."""
+    for name in ("student", "critic"):
+        schedule = config.get(f"optim.{name}.schedule")
+        if schedule != "constant":
+            return f"optim.{name}.schedule={schedule}"
+    if config.get("rollout.replay.capacity") and config.get("rollout.replay.decay"):
+        return "rollout.replay.decay"
+    return None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, name + ".") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _said(value: Any) -> str:
+    return str(json.dumps(value) if value is None or isinstance(value, bool) else value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file; empty where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: remove the directory, or choose another") from error
+    return found if isinstance(found, dict) else {}
+
+
+# -- what is said ------------------------------------------------------------------------------------
+
+
+def unfinished_beside(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """The newest unfinished run of this configuration in the directories beside; None where there is none.
+
+    It is told of and not taken up: it may be running, or the code may have changed since.
+    """
+    try:
+        beside = sorted((path for path in folder.parent.iterdir() if path != folder), reverse=True)
+        for path in beside:
+            if (path / "results.json").is_file() or not all_last(path / FOLDER):
+                continue
+            before = _read(path / "config.yaml")
+            same_length = _flat(before).get(UPDATES) == _flat(config).get(UPDATES)
+            if before and same_length and not list(refused_changes(before, config)):
+                return path
+    except (OSError, UserError):
+        pass
+    return None
+
+
+def going_on(command: str, folder: Path) -> str:
+    """The command line that goes on with a run."""
+    return f"{command} {shlex.quote(f'resume={folder}')}"
+
+
+def how_to_go_on(stopped: KeyboardInterrupt, folder: Path, command: str) -> Interrupted:
+    """A run that was stopped, with what to say of it."""
+    signum = getattr(stopped, "signum", signal.SIGINT)
+    update, updates = getattr(stopped, "update", None), getattr(stopped, "updates", None)
+    found = Interrupted(signum, update, updates)
+    if all_last(folder / FOLDER):
+        where = "" if update is None else f" after update {update} of {updates}"
+        found.words = f"stopped{where}; go on with: {going_on(command, folder)}"
+    return found

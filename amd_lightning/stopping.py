@@ -1,0 +1,75 @@
+"""Stopping a run between two updates: on Ctrl-C and SIGTERM, and when its time is up.
+
+A signal that comes within an update waits for its end: a state halfway between the critics' steps and the
+student's is nothing to go on from. The second one does not wait.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from amd_lightning.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopping:
+    """Whether training is to stop at the end of the update, and why.
+
+    Args:
+        seconds: from now, in which the whole run is to end; None for no limit.
+
+    Attributes:
+        signum: the signal that was heard; None before one.
+        reserve: how many of the seconds the run needs after the last update.
+        out_of_time: training stopped for want of time.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.signum: int | None = None
+        self.reserve = 0.0
+        self.out_of_time = False
+        self._longest = 0.0
+        self._listening = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, the first signal is noted and the second raises `Interrupted`."""
+        if threading.current_thread() is not threading.main_thread():  # where Python hears none
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listening = True
+        self.listen()
+        try:
+            yield
+        finally:
+            self._listening = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals (again: Lightning puts its own handler before a run's)."""
+        if self._listening:
+            for number in SIGNALS:
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise Interrupted(number)
+        self.signum = number
+        # A handler runs between any two instructions, perhaps in the middle of a line of the log.
+        os.write(2, b"stopping at the end of this update; once more to stop at once\n")
+
+    def after_update(self, seconds: float) -> bool:
+        """Whether to stop after an update that took so long."""
+        self._longest = max(self._longest, seconds)
+        if self.deadline is not None and self.signum is None:
+            left = self.deadline - time.monotonic()
+            self.out_of_time = left < self.reserve + self._longest
+        return self.signum is not None or self.out_of_time
