@@ -60,8 +60,6 @@ def main(folders: Sequence[str]) -> None:
         print(_table(chosen, lambda run: run["cost"]["seconds"]["distil"], 0))
     drawn = [run for run in runs if _updates(run) == UPDATES and _drawn(run)]
     methods_figure(drawn).savefig(HERE / "methods.png", dpi=64, facecolor="white")
-        HERE / "methods.png", dpi=64, facecolor="white"
-    )
 
 
 def _critic(run: dict[str, Any]) -> dict[str, Any]:
