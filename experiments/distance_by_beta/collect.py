@@ -67,8 +67,10 @@ def _critic(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drawn(run: dict[str, Any]) -> bool:
-    """Whether a run is in the picture: every distance, moment matching as it is where nobody says."""
+    """Whether a run is in the picture: every distance on three seeds, moment matching as it is by default."""
     critic = _critic(run)
+    if run["seed"] > 2:
+        return False
     return not critic or (critic["kind"], critic["alpha"]) == ("residual", 0.25)
 
 
