@@ -27,8 +27,9 @@ demo: export MALLOC_TOP_PAD_ ?= 67108864
 demo: $(INSTALLED) ## a whole small distillation, offline, on a CPU; overrides go in ARGS='seed=1 ...'
 	$(BIN)/python -m amd_lightning.run +experiment=samsum $(ARGS)
 
-test: $(INSTALLED) ## run the tests; pytest's options go in ARGS='-k cache ...'
-	$(BIN)/python -m pytest $(ARGS)
+test: export OMP_NUM_THREADS ?= 1
+test: $(INSTALLED) ## run the tests, a process a core; pytest's options go in ARGS='-k cache ...'
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(INSTALLED) ## check style, layout and types
 	$(BIN)/python -m ruff check .

@@ -151,12 +151,13 @@ LAYERS = {
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
     "resume": "checkpoint_files errors",
-    "run": f"{STAGES} pipeline results resume stopping build cli sweep sweep_index config analysis",
+    "description": "config",
+    "run": f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis",
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
 COMPOSING = {"points", "cli", "sweep", "run", "presets", "show_data", "evaluate", "plan"}
-MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build"}, "hydra": COMPOSING}
+MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description"}, "hydra": COMPOSING}
 
 
 def module_names(package: Path) -> dict[str, Path]:

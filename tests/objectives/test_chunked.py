@@ -235,4 +235,4 @@ def test_chunks_cover_all_rows_in_order() -> None:
     assert [list(range(7))[rows] for rows in chunks(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(chunks(0, 3)) == []
     assert chunk_size(2**13) == 2**10
-    assert chunk_size(10**9) == 64
+    assert chunk_size(10**9) == 128
