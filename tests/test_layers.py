@@ -152,7 +152,9 @@ LAYERS = {
     "plan": "planning config cli build objectives errors",
     "resume": "checkpoint_files errors",
     "description": "config",
-    "run": f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis",
+    "run": (
+        f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
+    ),
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
