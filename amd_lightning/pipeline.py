@@ -317,13 +317,9 @@ class Pipeline:
             "diagnostics": DIAGNOSTICS,
         }
 
-        def make(folder: Path) -> None:
-            found = self._evaluate(policy, "test")
-            (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
-
-        artifact = self._artifact(f"evaluate_{who}", inputs, make)
-        stored = json.loads((artifact.path / "evaluation.json").read_text())
-        self.outcome.evaluations[who] = Evaluation(**stored)
+        self.outcome.evaluations[who] = self._kept(
+            f"evaluate_{who}", inputs, lambda: self._evaluate(policy, "test")
+        )
 
     def _evaluate_set_once(self, name: str, who: str, policy: Policy, key: Any) -> None:
         """The same for one of the further test sets, whose text alone is scored."""
@@ -337,13 +333,20 @@ class Pipeline:
             "metrics": self._metrics(),
         }
 
-        def make(folder: Path) -> None:
-            found = self._evaluate_set(policy, name)
-            (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
+        self.outcome.sets.setdefault(name, {})[who] = self._kept(
+            "evaluate_set", inputs, lambda: self._evaluate_set(policy, name), f"evaluate_{who}_{name}"
+        )
 
-        artifact = self._artifact("evaluate_set", inputs, make, f"evaluate_{who}_{name}")
-        stored = json.loads((artifact.path / "evaluation.json").read_text())
-        self.outcome.sets.setdefault(name, {})[who] = Evaluation(**stored)
+    def _kept(
+        self, kind: str, inputs: Mapping[str, Any], measure: Callable[[], Evaluation], name: str | None = None
+    ) -> Evaluation:
+        """An evaluation as the cache has it, measured where it isn't there."""
+
+        def make(folder: Path) -> None:
+            (folder / "evaluation.json").write_text(json.dumps(asdict(measure())))
+
+        artifact = self._artifact(kind, inputs, make, name)
+        return Evaluation(**json.loads((artifact.path / "evaluation.json").read_text()))
 
     def _evaluate_set(self, policy: Policy, name: str) -> Evaluation:
         evaluation = self.spec.evaluation
