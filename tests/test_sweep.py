@@ -1,6 +1,5 @@
 """A sweep from the command line to its summary; what a point does is faked, but for the last test."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -152,8 +151,7 @@ def test_what_cannot_go_on_is_refused(command: Command, ran: Points) -> None:
 def test_two_processes_share_what_stands_before_distillation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        pytest.skip("hydra-joblib-launcher is not installed: pip install -e '.[cluster]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -e '.[cluster]'")
     monkeypatch.setenv("AMD_LIGHTNING_CACHE", str(tmp_path / "cache"))
     line = f"{MICRO} evaluation.samples=1 +sweep=beta objective.beta=0.5,1 cluster=joblib"
     found = in_a_process(tmp_path, *shlex.split(line), "hydra.sweep.dir=sweep")

@@ -1,6 +1,5 @@
 """The files of conf/sweep and conf/cluster: what they may hold, and that every point of them is a run."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -109,8 +108,7 @@ def params_inside(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", PLUGIN_OF)
 def test_a_cluster_chooses_its_launcher(name: str) -> None:
-    if importlib.util.find_spec(f"hydra_plugins.{PLUGIN_OF[name]}") is None:
-        pytest.skip(f"{PLUGIN_OF[name]} is not installed: pip install -e '.[cluster]'")
+    pytest.importorskip(f"hydra_plugins.{PLUGIN_OF[name]}", reason="pip install -e '.[cluster]'")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         hydra = of_hydra([f"cluster={name}"], None)
     assert PLUGIN_OF[name] in hydra.launcher._target_
