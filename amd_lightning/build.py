@@ -32,8 +32,10 @@ from amd_lightning.critics import (
 from amd_lightning.data import dolly, iwslt, samsum, strategyqa
 from amd_lightning.data.evaluation_sets import load_set
 from amd_lightning.data.examples import Limits
+from amd_lightning.description import objective_name
 from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.evaluation.metrics import scorers
+from amd_lightning.loggers import WandbSettings, wandb_logger
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
@@ -47,7 +49,6 @@ from amd_lightning.replay import Replay, ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler
 from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
 from amd_lightning.students import Layers
-from amd_lightning.tracking import WandbSettings, wandb_logger
 from amd_lightning.training import StageSpec, TrainerSpec, seed_for
 
 TASKS: dict[str, Any] = {"samsum": samsum, "dolly": dolly, "iwslt": iwslt, "strategyqa": strategyqa}
@@ -102,6 +103,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
         loggers=partial(_loggers, config, folder, logged_config),
         seed=config.seed,
         metric=config.evaluation.metric,
+        shown_responses=config.logger.wandb.responses,
     )
 
 
@@ -339,18 +341,16 @@ def _adaptive(objective: ObjectiveConfig) -> AdaptiveBeta | None:
 def _loggers(
     config: RunConfig, folder: Path, logged_config: Mapping[str, Any], run_id: str | None
 ) -> list[Logger]:
-    wandb, objective = config.logger.wandb, config.objective
-    method = str(objective.distance)
-    if objective.distance is Distance.moment_matching:
-        method += f"_{config.critic.kind}"
+    wandb, objective = config.logger.wandb, objective_name(config)
+    data, distance, beta = config.data.task, config.objective.distance, config.objective.beta
     settings = WandbSettings(
         mode=str(wandb.mode),
         project=wandb.project,
         entity=wandb.entity,
-        group=wandb.group or f"{config.data.task}/{config.pair.name}/{config.scale}",
-        job_type=method,
-        name=wandb.name or f"{method} beta {objective.beta:g} seed {config.seed}",
-        tags=(config.data.task, config.scale, method, f"beta={objective.beta:g}", *wandb.tags),
+        group=wandb.group or f"{data}/{config.pair.name}/{config.scale}",
+        job_type=objective,
+        name=wandb.name or f"{objective} seed {config.seed}",
+        tags=(data, config.pair.name, config.scale, str(distance), f"beta={beta:g}", *wandb.tags),
         config=logged_config,
     )
     logger = wandb_logger(folder, settings, run_id)

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from amd_lightning.config.choices import CriticKind, Distance
-from amd_lightning.config.rules import LEARNING, PARAMETER_OF
+from amd_lightning.config.choices import CriticKind, Distance, Writer
+from amd_lightning.config.rules import LEARNING, PARAMETER_OF, uses_off_policy
 from amd_lightning.config.schema import RunConfig
 
 
@@ -26,6 +26,26 @@ def describe(config: RunConfig, command: str) -> dict[str, Any]:
         "pair_seed": config.pair.seed,
         "command": command,
     }
+
+
+def objective_name(config: RunConfig) -> str:
+    """Distance, critic and beta, and what else makes an objective of them: the same for all its seeds."""
+    objective, rollout = config.objective, config.rollout
+    name = f"{objective.distance}"
+    if objective.distance is Distance.moment_matching:
+        name += f"_{config.critic.kind}"
+    name += f" beta {objective.beta:g}"
+    learns_from_own = objective.beta < 1.0
+    parts = {
+        "adaptive": learns_from_own and objective.adaptive_beta.step > 0.0,
+        "replay": learns_from_own and (rollout.replay.capacity > 0 or rollout.reuse > 1),
+        f"gamma {objective.horizon.gamma:g}": learns_from_own and objective.horizon.gamma > 0.0,
+        f"kernel {objective.kernel.weight:g}": learns_from_own and objective.kernel.weight > 0.0,
+        f"sft {objective.sft_weight:g}": objective.sft_weight > 0.0,
+        f"{rollout.off_policy} responses": uses_off_policy(objective)
+        and rollout.off_policy is Writer.teacher,
+    }
+    return " ".join([name, *(part for part, there in parts.items() if there)])
 
 
 def _objective(config: RunConfig) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import Logger
 from amd_lightning.checkpoint_files import FOLDER
 from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.errors import Interrupted
+from amd_lightning.evaluation.harness import Evaluation
+from amd_lightning.loggers import show_validation
 from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
@@ -55,7 +57,8 @@ def distil(
     teacher: Policy,
     stored: Sequence[TokenisedExample],
     *,
-    measure: Callable[[DistillationModule], Mapping[str, float | None]],
+    measure: Callable[[DistillationModule], Evaluation],
+    teacher_wrote: Sequence[str],
     metric: str,
     pad_id: int,
     resume: Path | None,
@@ -66,6 +69,7 @@ def distil(
     Args:
         stored: the off-policy rows.
         measure: the student on the validation split.
+        teacher_wrote: a response of the teacher's to each of its prompts, to be shown beside the student's.
         metric: of a validation, which `best.ckpt` goes by.
         resume: a checkpoint, or a folder of which the newest is taken; None begins at update 0.
         stopping: what may end it early.
@@ -79,11 +83,16 @@ def distil(
     module = spec.make_module(student, teacher)
     checkpoint = _begin(module, resume)
     before = Remembered() if checkpoint is None else remembered_in(checkpoint)
-    validate = Validate(
-        spec.trainer.validate_every, lambda: measure(module), final=lambda: stopping.out_of_time
-    )
-    validate.latest = dict(before.validation)
     loggers = [csv_logger(spec.folder, before.rows, before.columns), *spec.loggers(before.wandb)]
+
+    def validation() -> Mapping[str, float | None]:
+        axes = {"update": module.update, **module.axes()}
+        found = measure(module)
+        show_validation(loggers, axes, found, teacher_wrote, spec.shown_responses)
+        return found.metrics
+
+    validate = Validate(spec.trainer.validate_every, validation, final=lambda: stopping.out_of_time)
+    validate.latest = dict(before.validation)
     last = LastCheckpoint(
         folder,
         spec.trainer.checkpoint_every,

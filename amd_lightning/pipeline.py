@@ -263,8 +263,8 @@ class Pipeline:
         """Train the student against the teacher; `folder/student` holds the result."""
         spec = self.spec
 
-        def measure(module: DistillationModule) -> Mapping[str, float | None]:
-            return self._evaluate(student, "valid", self._diagnosed(module)).metrics
+        def measure(module: DistillationModule) -> Evaluation:
+            return self._evaluate(student, "valid", self._diagnosed(module))
 
         self.stopping.reserve = self._seconds_after_training()
         with self._timed("distil"):
@@ -274,6 +274,7 @@ class Pipeline:
                 self.teacher,
                 stored,
                 measure=measure,
+                teacher_wrote=self._texts(self.teacher_samples["valid"][0]),
                 metric=spec.task.quality if spec.metric == "auto" else spec.metric,
                 pad_id=self.tokenizer.pad_token_id,
                 resume=self.resume,
@@ -292,6 +293,10 @@ class Pipeline:
         self.outcome.stopped_at = done.stopped_at
         self.teacher.to(self.device)
         return student.to(self.device)  # Lightning leaves what it trained on the CPU
+
+    def _texts(self, responses: Sequence[list[int]]) -> list[str]:
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _seconds_after_training(self) -> float:
         """What the last validation and the student's evaluation will take, going by the student start's."""

@@ -230,9 +230,9 @@ def _run(
     from amd_lightning.analysis.figures import draw_curves, draw_models
     from amd_lightning.analysis.tables import models_table, sets_table
     from amd_lightning.build import build
+    from amd_lightning.loggers import finish
     from amd_lightning.pipeline import Pipeline
     from amd_lightning.results import assemble, write
-    from amd_lightning.tracking import finish
     from amd_lightning.training import quiet_libraries
 
     _say_what_it_is(config)

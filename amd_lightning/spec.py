@@ -97,6 +97,7 @@ class RunSpec:
         kernel_samples: the teacher's samples to every training prompt, 0 where no objective asks for them.
         evaluation, trainer: shared by all stages; `metric` of a validation says which checkpoint is the best,
             "auto" the task's own.
+        shown_responses: how many of a validation's sampled responses the loggers are given to read.
         cache, folder: where artifacts and the run's own files go.
         loggers: (the W&B run that goes on, or None) -> those of the distillation stage, made when it begins.
         seed: of distillation.
@@ -120,3 +121,4 @@ class RunSpec:
     loggers: Callable[[str | None], list[Logger]]
     seed: int
     metric: str = "auto"
+    shown_responses: int = 0

@@ -1,25 +1,19 @@
-"""What a run tells while it runs: loggers, progress, validation and checkpoints.
-
-Every logger gets the same keys for every method, with `update` as the x-axis; their meaning stands in
-`modules/diagnostics.py` (train, critic, time) and `evaluation/harness.py` (valid).
-"""
+"""What a run does between updates: progress, validation, checkpoints, and stopping in time."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from rich.progress import BarColumn, TimeRemainingColumn
 
 from amd_lightning import checkpoint_files
-from amd_lightning.errors import UserError
 from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.stopping import Stopping
@@ -34,62 +28,6 @@ SHOWN = {
     "2TV on": ("train/tv_on", 2.0),
 }
 """What progress shows: name -> (metric, factor)."""
-
-
-@dataclass(frozen=True)
-class WandbSettings:
-    """Where and as what a run is logged to W&B; mode is "online", "offline" or "disabled"."""
-
-    mode: str
-    project: str
-    group: str
-    job_type: str
-    name: str
-    entity: str | None = None
-    tags: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-
-def wandb_logger(folder: Path, settings: WandbSettings, run_id: str | None = None) -> WandbLogger | None:
-    """A W&B run under `folder/wandb`, or None where it is disabled.
-
-    Args:
-        run_id: of the run that goes on; None for a new one.
-
-    Raises:
-        UserError: mode=online and the server or the account is refused.
-    """
-    if settings.mode == "disabled":
-        return None
-    import wandb  # half a second, and not needed where it is disabled
-
-    offline = settings.mode == "offline"
-    try:
-        # By ourselves: WandbLogger's own call passes an option that W&B warns about, and takes over a run
-        # that an earlier, failed point of a sweep left open.
-        run = wandb.init(
-            dir=folder,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            job_type=settings.job_type,
-            name=settings.name,
-            tags=list(settings.tags),
-            config=dict(settings.config),
-            mode="offline" if offline else "online",
-            id=run_id,
-            resume=None if run_id is None or offline else "allow",  # offline, the id alone says it
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off", x_disable_meta=offline, disable_git=offline),
-        )
-    except wandb.errors.Error as error:
-        raise UserError(
-            f"W&B refuses mode=online ({' '.join(str(error).split())[:200]}): log in with `wandb login`, or "
-            "leave logger.wandb.mode=offline"
-        ) from error
-    run.define_metric("update")
-    run.define_metric("*", step_metric="update")
-    return WandbLogger(save_dir=folder, experiment=run)
 
 
 def _shown(latest: Mapping[str, float]) -> dict[str, float]:
@@ -188,11 +126,11 @@ class Validate(Callback):
             self._validate(pl_module)
 
     def _validate(self, module: DistillationModule) -> None:
+        axes = module.axes()  # of the student that is measured: before it takes its time
         self.latest = dict(self.measure())
         self.update = module.update
-        module.log_to_all(
-            {f"valid/{name}": value for name, value in self.latest.items() if value is not None}
-        )
+        found = {f"valid/{name}": value for name, value in self.latest.items() if value is not None}
+        module.log_to_all({**axes, **found})
 
 
 class StopBetweenUpdates(Callback):
@@ -316,52 +254,3 @@ RISING = ("rouge_l", "bleu", "accuracy", "exact_match")
 
 def _better(metric: str, value: float, other: float) -> bool:
     return value > other if metric.removeprefix("sampled_") in RISING else value < other
-
-
-def finish(
-    loggers: Sequence[Logger],
-    results: Mapping[str, Any],
-    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
-    figures: Sequence[Path],
-) -> None:
-    """Give W&B the results, a table of responses and the figures, and close it.
-
-    Args:
-        loggers: of the distillation stage.
-        results: the content of results.json.
-        predictions: rows of predictions.jsonl by who wrote the response.
-        figures: pictures.
-    """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            run = logger.experiment
-            for who in predictions:
-                run.summary.update({f"test/{who}/{key}": value for key, value in results[who].items()})
-            for name, levels in results["evaluation_sets"].items():
-                for who in levels:
-                    run.summary.update(
-                        {f"test/{name}/{who}/{key}": value for key, value in levels[who].items()}
-                    )
-            run.summary.update({f"cost/seconds/{k}": v for k, v in results["cost"]["seconds"].items()})
-            run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
-            run.log({"test/responses": _response_table(predictions)})
-            run.finish(exit_code=0)
-
-
-def _response_table(predictions: Mapping[str, Sequence[Mapping[str, Any]]], rows: int = 50) -> Any:
-    """Prompt, reference and everybody's best response, side by side."""
-    import wandb
-
-    best = {
-        who: [row for row in written if row["kind"] != "sampled"][:rows]
-        for who, written in predictions.items()
-    }
-    table = wandb.Table(columns=["id", "prompt", "reference", *best])
-    for together in zip(*best.values(), strict=True):
-        first = together[0]
-        table.add_data(
-            first["id"], first["prompt"], first["references"][0], *(row["response"] for row in together)
-        )
-    return table

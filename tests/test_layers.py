@@ -21,7 +21,7 @@ COMPARED = (
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-TRAINING = "checkpoint_files training_state metrics_file stopping tracking training"
+TRAINING = "checkpoint_files training_state metrics_file loggers stopping tracking training"
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
@@ -87,6 +87,7 @@ LAYERS = {
     "stopping": "errors",
     "training_state": "checkpoint_files errors",
     "metrics_file": "",
+    "loggers": "evaluation modules.diagnostics errors",
     "tracking": "modules types errors checkpoint_files training_state metrics_file stopping",
     "training": "data modules tracking training_state types errors",
     "config.choices": "",
@@ -142,7 +143,8 @@ LAYERS = {
     "pipeline": f"{STAGES} spec starts text outcome distillation",
     "results": "outcome errors",
     "standalone": f"{STAGES} spec starts text outcome pipeline results",
-    "build": f"{STAGES} spec config",
+    "description": "config",
+    "build": f"{STAGES} spec config description",
     "points": "",
     "cli": "config points errors",
     "sweep": "analysis cli points sweep_index errors",
@@ -151,7 +153,6 @@ LAYERS = {
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
     "resume": "checkpoint_files errors",
-    "description": "config",
     "run": (
         f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
     ),

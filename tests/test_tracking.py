@@ -12,7 +12,8 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from amd_lightning import results, tracking
-from amd_lightning.tracking import StageLines, WandbSettings, wandb_logger
+from amd_lightning.loggers import WandbSettings, finish, wandb_logger
+from amd_lightning.tracking import StageLines
 from amd_lightning.training import quiet_libraries
 from tests.helpers import tiny_run
 
@@ -28,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         outcome = tiny_run(folder, root / "cache", method, "logger=wandb", "optim.student.updates=2")
         found = results.assemble(outcome, {"task": "samsum"})
         predictions = {who: evaluation.predictions for who, evaluation in outcome.evaluations.items()}
-        tracking.finish(outcome.loggers, found, predictions, figures=[])
+        finish(outcome.loggers, found, predictions, figures=[])
     return {name: root / name for name in ("amm", "imitkd")}
 
 

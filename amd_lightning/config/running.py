@@ -141,8 +141,11 @@ class WandbConfig:
     project: str = knob("amd_lightning", "the W&B project")
     entity: str | None = knob(None, "team or user; null is the account's default")
     group: str | None = knob(None, "runs to be compared; null is task/pair/scale")
-    name: str | None = knob(None, "the run's name; null names distance, beta and seed")
+    name: str | None = knob(None, "the run's name; null names objective and seed")
     tags: list[str] = knob([], "additional tags")
+    responses: int = knob(
+        8, "sampled responses in the table of every validation, the teacher's beside them; 0 for none", low=0
+    )
 
 
 @dataclass

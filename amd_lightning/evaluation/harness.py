@@ -1,7 +1,7 @@
 """One policy, held-out prompts, every metric: the same for teacher, student and baselines."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout, join_responses
 
 Metrics = dict[str, float | None]
+
+BINS = 50
+"""Of `Evaluation.spreads`: the same for every run, so that runs can be compared."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,13 @@ class Evaluation:
         predictions: one row a response: id, kind (greedy or beam, and sampled), prompt, context (if there
             is one), references, response, scores (by metric; the mean over a kind's rows is the metric;
             corpus BLEU has none).
+        spreads: "tv_off", "tv_on": how many of the tokens whose mean is that metric have a total variation
+            in each of `BINS` equal parts of 0..1. Twice that is the moment gap of the best critic bounded by 1.
     """
 
     metrics: Metrics
     predictions: list[dict[str, Any]]
+    spreads: dict[str, list[int]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -90,13 +96,14 @@ def evaluate(
     if teacher_samples is not None:
         theirs = _side_by_side([stored(responses) for responses in teacher_samples])
     tokens = sum(int(rollout.response_mask.sum()) for rollout in on)
+    distances, spreads = _distances(policy, teacher, {"off": off, "on": on}, theirs, decoding.batch_size)
     metrics: Metrics = {
         **_text_metrics(best, sampled, examples, scorers),
         "response_tokens": tokens / (samples * len(examples)),
-        **_distances(policy, teacher, {"off": off, "on": on}, theirs, decoding.batch_size),
+        **distances,
     }
     kind = "greedy" if decoding.num_beams == 1 else "beam"
-    return Evaluation(metrics, _rows(examples, {kind: [best], "sampled": sampled}, scorers))
+    return Evaluation(metrics, _rows(examples, {kind: [best], "sampled": sampled}, scorers), spreads)
 
 
 def evaluate_text(
@@ -165,8 +172,9 @@ def _distances(
     states: dict[str, list[Rollout]],
     teacher_written: list[Rollout] | None,
     size: int,
-) -> Metrics:
-    """What is measured between the policies; `states` "off" and "on", about `size` responses a pass."""
+) -> tuple[Metrics, dict[str, list[int]]]:
+    """What is measured between the policies, and `Evaluation.spreads`; `states` "off" and "on", about `size`
+    responses a pass."""
     per_token: Metrics = {}
     per_sequence: Metrics = {}
     probes: Metrics = {}
@@ -184,7 +192,11 @@ def _distances(
         on_teacher = compare(policy, teacher, _in_groups(teacher_written, size))
         gaps |= sequence_gaps(states["on"], teacher_written)
         gaps["worst_case"] = worst_case(found["on"].log_ratio, on_teacher.log_ratio)
-    return {**per_token, **per_sequence, **probes, **gaps}
+    spreads = {
+        f"tv_{source}": torch.histc(one.distances["tv"], BINS, 0.0, 1.0).long().tolist()
+        for source, one in found.items()
+    }
+    return {**per_token, **per_sequence, **probes, **gaps}, spreads
 
 
 def _first_draws(rollouts: Sequence[Rollout]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.adaptive import AdaptiveBeta
-from amd_lightning.modules.diagnostics import TokenMeans, response_metrics, split_logged
+from amd_lightning.modules.diagnostics import AXES, TokenMeans, response_metrics, split_logged
 from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
 from amd_lightning.modules.likelihood import with_likelihood
 from amd_lightning.modules.optim import Optimisation
@@ -303,11 +303,16 @@ class DistillationModule(L.LightningModule):
             "update": self.update,
             **metrics,
             **self.states.metrics(),
-            "cost/teacher_tokens": self.tokens_seen["teacher"],
-            "time/seconds": now - self._started_at,
+            **self.axes(),
             "time/updates_per_second": rate,
         }
         self.log_to_all(self.latest)
+
+    def axes(self) -> dict[str, float]:
+        """What anything may be drawn against, beside the update: so far, whatever the method."""
+        written = self.tokens_seen["off"] + self.tokens_seen["on"]
+        teacher = self.tokens_seen["teacher"]
+        return dict(zip(AXES, (written, self.seconds, teacher), strict=True))
 
     @property
     def seconds(self) -> float:

@@ -9,7 +9,7 @@ train/tv_on             (half the L1 distance)
 train/gap_over_tv       moment gap / 2TV over all tokens: how near the critic is to the best one
                         that is bounded by 1
 train/critic_abs        mean |f| under the mean of teacher and student
-train/response_tokens   mean length of the student's own responses, EOS included
+train/response_length   mean number of tokens of the student's own responses, EOS included
 train/eos_share         share of these that end by EOS within the limit
 train/grad_norm         of the student, before clipping
 train/learning_rate     of the student
@@ -20,9 +20,13 @@ rollout/beta            the off-/on-policy factor of the next update, where it f
 rollout/age             mean number of updates since the student wrote the on-policy responses of this one
 rollout/writings        updates in which the student wrote, so far
 rollout/buffer          prompts in the replay buffer
+train/response_tokens   response tokens trained on so far, whoever wrote them
 cost/teacher_tokens     tokens that the teacher read while distilling, so far
-time/seconds            since training began
+time/seconds            since training began, validations included
 time/updates_per_second since the line before
+
+A method that has no value for a name leaves it out (no teacher: no gaps; beta = 1: nothing on-policy); nobody
+logs the same under another name. `AXES` stand in every row, validations' included.
 """
 
 from collections import defaultdict
@@ -34,6 +38,9 @@ from torch import Tensor
 from amd_lightning.objectives.divergences import tv
 from amd_lightning.objectives.moments import closed_form_critic, log_ratio, moment_gap
 from amd_lightning.types import Batch, Tokens
+
+AXES = ("train/response_tokens", "time/seconds", "cost/teacher_tokens")
+"""What a curve may be drawn against in place of `update`."""
 
 LOGGED = "log."
 """Heads the names of per-token values that are for the log, and not for the critics."""
@@ -106,6 +113,6 @@ def response_metrics(batch: Batch, end_ids: Sequence[int]) -> dict[str, float]:
     mask, ids = rollout.response_mask[written], rollout.response_ids[written]
     ended = (torch.isin(ids, torch.tensor(list(end_ids), device=ids.device)) & mask).any(-1)
     return {
-        "train/response_tokens": float(mask.sum(-1).float().mean()),
+        "train/response_length": float(mask.sum(-1).float().mean()),
         "train/eos_share": float(ended.float().mean()),
     }

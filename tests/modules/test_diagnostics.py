@@ -35,7 +35,7 @@ def test_methods_log_the_same_names_as_far_as_these_have_a_meaning(
     logged = {name for row in train(module(method, beta), tmp_path).logged for name in row}
     missing = {"critic/loss", "critic/grad_norm", "critic/support_error"}
     if beta == 1.0:
-        missing |= {"train/tv_on", "train/moment_gap_on", "train/response_tokens", "train/eos_share"}
+        missing |= {"train/tv_on", "train/moment_gap_on", "train/response_length", "train/eos_share"}
     if beta == 0.0:
         missing |= {"train/tv_off", "train/moment_gap_off"}
     assert logged == documented() - missing | {"update"}
@@ -114,7 +114,7 @@ def test_lengths_and_endings_are_those_of_the_students_responses() -> None:
     states = rollout([2, 2], [[5, 2], [5, 4]], [[True, False]] * 2)
     states.response_ids[1, 1, 3] = 7  # cut off before its EOS; the padding behind it is EOS
     found = response_metrics(Batch(states, torch.empty(0)), [EOS])
-    assert found == {"train/response_tokens": 3.0, "train/eos_share": 0.5}
+    assert found == {"train/response_length": 3.0, "train/eos_share": 0.5}
     assert (
         response_metrics(Batch(states._replace(off_policy=states.off_policy | True), torch.empty(0)), [EOS])
         == {}

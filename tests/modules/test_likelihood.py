@@ -103,7 +103,7 @@ def test_a_run_listens_to_its_validations_and_remembers(tmp_path: Path) -> None:
     callbacks = [Validate(1, Rising()), watch, LastCheckpoint(tmp_path, 1)]
     trained = train(some, tmp_path, callbacks=callbacks)
     assert watch.betas == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.0, 0.0])
-    on_policy = [row.get("train/response_tokens") for row in trained.logged if "train/loss" in row]
+    on_policy = [row.get("train/response_length") for row in trained.logged if "train/loss" in row]
     assert [value is not None for value in on_policy] == [False, False, True, True, True, True]
     logged = [row["rollout/beta"] for row in trained.logged if "train/loss" in row]
     assert logged == pytest.approx(watch.betas)

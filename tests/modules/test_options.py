@@ -143,7 +143,7 @@ def test_several_responses_are_seen_as_tokens_of_the_student(tmp_path: Path) -> 
     assert one.module.tokens_seen["off"] == three.module.tokens_seen["off"]
     assert three.module.tokens_seen["on"] > 1.5 * one.module.tokens_seen["on"]
     for trained in (one, three):
-        length = trained.logged[0]["train/response_tokens"]
+        length = trained.logged[0]["train/response_length"]
         responses = {1: 4, 3: 12}[1 if trained is one else 3]
         assert trained.module.tokens_seen["on"] == pytest.approx(length * responses, rel=1e-4)
 

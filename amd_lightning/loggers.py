@@ -1,0 +1,174 @@
+"""Where a distillation run's numbers, texts and pictures go beside metrics.csv.
+
+Every logger gets the same keys for every method, over `update`; what they mean stands in
+`modules/diagnostics.py` (train, critic, rollout, cost, time) and `evaluation/harness.py` (valid, test).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from amd_lightning.errors import UserError
+from amd_lightning.evaluation.harness import BINS, Evaluation
+from amd_lightning.modules.diagnostics import AXES
+
+RESPONSES = "valid/responses"
+"""The key of the tables of sampled responses."""
+
+TAG_LENGTH = 64
+"""W&B refuses longer tags."""
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where and as what a run is logged to W&B; mode is "online", "offline" or "disabled".
+
+    What differs in the seed alone shares group and job type; what is to be compared shares the group.
+    """
+
+    mode: str
+    project: str
+    group: str
+    job_type: str
+    name: str
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def wandb_logger(folder: Path, settings: WandbSettings, run_id: str | None = None) -> WandbLogger | None:
+    """A W&B run under `folder/wandb`, or None where it is disabled.
+
+    Args:
+        run_id: of the run that goes on; None for a new one.
+
+    Raises:
+        UserError: mode=online and the server or the account is refused.
+    """
+    if settings.mode == "disabled":
+        return None
+    import wandb  # half a second, and not needed where it is disabled
+
+    offline = settings.mode == "offline"
+    try:
+        # By ourselves: WandbLogger's own call passes an option that W&B warns about, and takes over a run
+        # that an earlier, failed point of a sweep left open.
+        run = wandb.init(
+            dir=folder,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            job_type=settings.job_type,
+            name=settings.name,
+            tags=[tag[:TAG_LENGTH] for tag in settings.tags],
+            config=dict(settings.config),
+            mode="offline" if offline else "online",
+            id=run_id,
+            resume=None if run_id is None or offline else "allow",  # offline, the id alone says it
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=offline, disable_git=offline),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B refuses mode=online ({' '.join(str(error).split())[:200]}): log in with `wandb login`, or "
+            "leave logger.wandb.mode=offline"
+        ) from error
+    run.define_metric("update")
+    run.define_metric("*", step_metric="update")
+    for axis in AXES:  # each may be chosen as the x-axis: it stands in every row
+        run.define_metric(axis, step_metric="update", summary="last")
+    return WandbLogger(save_dir=folder, experiment=run)
+
+
+def show_validation(
+    loggers: Sequence[Logger],
+    axes: Mapping[str, float],
+    evaluation: Evaluation,
+    teacher_wrote: Sequence[str],
+    rows: int,
+) -> None:
+    """Give W&B a validation's sampled responses to read, and how the per-token gaps are spread.
+
+    Args:
+        loggers: of the distillation stage.
+        axes: where the validation stands on every x-axis, `update` among them.
+        evaluation: of the student, on the validation split.
+        teacher_wrote: a response of the teacher's to each of its prompts.
+        rows: how many of them are shown, always the first.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            shown: dict[str, Any] = {
+                f"valid/{name}_tokens": wandb.Histogram(
+                    np_histogram=(counts, [edge / BINS for edge in range(BINS + 1)])
+                )
+                for name, counts in evaluation.spreads.items()
+            }
+            if rows:
+                shown[RESPONSES] = _sampled_table(axes["update"], evaluation, teacher_wrote, rows)
+            logger.experiment.log({**axes, **shown})
+
+
+def _sampled_table(update: float, evaluation: Evaluation, teacher_wrote: Sequence[str], rows: int) -> Any:
+    """The first sampled response to each of the first prompts, between reference and teacher's."""
+    import wandb
+
+    table = wandb.Table(columns=["update", "id", "prompt", "reference", "teacher", "student"])
+    sampled = [row for row in evaluation.predictions if row["kind"] == "sampled"]
+    for row, theirs in list(zip(sampled, teacher_wrote, strict=False))[:rows]:
+        table.add_data(int(update), row["id"], row["prompt"], row["references"][0], theirs, row["response"])
+    return table
+
+
+def finish(
+    loggers: Sequence[Logger],
+    results: Mapping[str, Any],
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    figures: Sequence[Path],
+) -> None:
+    """Give W&B the results, a table of responses and the figures, and close it.
+
+    Args:
+        loggers: of the distillation stage.
+        results: the content of results.json.
+        predictions: rows of predictions.jsonl by who wrote the response.
+        figures: pictures.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            run = logger.experiment
+            for who in predictions:
+                run.summary.update({f"test/{who}/{key}": value for key, value in results[who].items()})
+            for name, levels in results["evaluation_sets"].items():
+                for who in levels:
+                    run.summary.update(
+                        {f"test/{name}/{who}/{key}": value for key, value in levels[who].items()}
+                    )
+            run.summary.update({f"cost/seconds/{k}": v for k, v in results["cost"]["seconds"].items()})
+            run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+            run.log({"test/responses": _response_table(predictions)})
+            run.finish(exit_code=0)
+
+
+def _response_table(predictions: Mapping[str, Sequence[Mapping[str, Any]]], rows: int = 50) -> Any:
+    """Prompt, reference and everybody's best response, side by side."""
+    import wandb
+
+    best = {
+        who: [row for row in written if row["kind"] != "sampled"][:rows]
+        for who, written in predictions.items()
+    }
+    table = wandb.Table(columns=["id", "prompt", "reference", *best])
+    for together in zip(*best.values(), strict=True):
+        first = together[0]
+        table.add_data(
+            first["id"], first["prompt"], first["references"][0], *(row["response"] for row in together)
+        )
+    return table
