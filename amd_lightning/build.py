@@ -35,7 +35,13 @@ from amd_lightning.data.examples import Limits
 from amd_lightning.description import objective_name
 from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.evaluation.metrics import scorers
-from amd_lightning.loggers import WandbSettings, wandb_logger
+from amd_lightning.loggers import (
+    WandbSettings,
+    mlflow_logger,
+    require,
+    tensorboard_logger,
+    wandb_logger,
+)
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
@@ -60,7 +66,16 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
     Args:
         config: without problems (see `rules.problems`).
         logged_config: the same as plain values without secrets, for W&B.
+
+    Raises:
+        UserError: the package of a logger is missing.
     """
+    for package, wanted in (
+        ("tensorboard", config.logger.tensorboard),
+        ("mlflow", config.logger.mlflow.enabled),
+    ):
+        if wanted:
+            require(package)
     folder, kernel = Path(config.output_dir), config.objective.kernel
     cache = ArtifactCache(
         Path(config.cache.dir).expanduser() if config.cache.enabled else folder / "artifacts"
@@ -353,5 +368,10 @@ def _loggers(
         tags=(data, config.pair.name, config.scale, str(distance), f"beta={beta:g}", *wandb.tags),
         config=logged_config,
     )
-    logger = wandb_logger(folder, settings, run_id)
-    return [logger] if logger is not None else []
+    mlflow = config.logger.mlflow
+    found: list[Logger | None] = [wandb_logger(folder, settings, run_id)]
+    if config.logger.tensorboard:
+        found.append(tensorboard_logger(folder))
+    if mlflow.enabled:
+        found.append(mlflow_logger(folder, mlflow.uri, mlflow.experiment, settings))
+    return [logger for logger in found if logger is not None]

@@ -4,12 +4,14 @@ Every logger gets the same keys for every method, over `update`; what they mean 
 `modules/diagnostics.py` (train, critic, rollout, cost, time) and `evaluation/harness.py` (valid, test).
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+import numpy as np
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from amd_lightning.errors import UserError
 from amd_lightning.evaluation.harness import BINS, Evaluation
@@ -83,6 +85,46 @@ def wandb_logger(folder: Path, settings: WandbSettings, run_id: str | None = Non
     return WandbLogger(save_dir=folder, experiment=run)
 
 
+def require(package: str) -> None:
+    """Refuse a logger whose package is missing; its extra has the same name.
+
+    Raises:
+        UserError: `package` cannot be imported.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"logger.{package} needs a package that is not there: pip install 'amd-lightning[{package}]' "
+            f"(-e '.[{package}]' in a checkout), or leave it out"
+        )
+
+
+def tensorboard_logger(folder: Path) -> TensorBoardLogger:
+    """Event files in `folder/tensorboard`, the metrics of metrics.csv as scalars."""
+    return TensorBoardLogger(save_dir=folder, name="", version="tensorboard", default_hp_metric=False)
+
+
+def mlflow_logger(folder: Path, uri: str | None, experiment: str, settings: WandbSettings) -> MLFlowLogger:
+    """A run of MLflow's with the name, tags and configuration of W&B's, in `folder/mlflow` where `uri` is
+    None.
+
+    Raises:
+        UserError: the place cannot be used.
+    """
+    tags = {"group": settings.group, "job_type": settings.job_type, "tags": ",".join(settings.tags)}
+    logger = MLFlowLogger(
+        experiment_name=experiment,
+        run_name=settings.name,
+        tracking_uri=uri or (folder / "mlflow").absolute().as_uri(),
+        tags=tags,
+    )
+    try:
+        logger.log_hyperparams(dict(settings.config))
+    except Exception as error:  # of the network, of HTTP, of a store: MLflow has many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"MLflow refuses logger.mlflow.uri={uri} ({reason}): set another") from error
+    return logger
+
+
 def show_validation(
     loggers: Sequence[Logger],
     axes: Mapping[str, float],
@@ -105,7 +147,7 @@ def show_validation(
 
             shown: dict[str, Any] = {
                 f"valid/{name}_tokens": wandb.Histogram(
-                    np_histogram=(counts, [edge / BINS for edge in range(BINS + 1)])
+                    np_histogram=(np.asarray(counts), np.linspace(0.0, 1.0, BINS + 1))
                 )
                 for name, counts in evaluation.spreads.items()
             }
@@ -131,7 +173,7 @@ def finish(
     predictions: Mapping[str, Sequence[Mapping[str, Any]]],
     figures: Sequence[Path],
 ) -> None:
-    """Give W&B the results, a table of responses and the figures, and close it.
+    """Give the loggers the results, and W&B a table of responses and the figures; close them.
 
     Args:
         loggers: of the distillation stage.
@@ -155,6 +197,15 @@ def finish(
             run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
             run.log({"test/responses": _response_table(predictions)})
             run.finish(exit_code=0)
+        elif isinstance(logger, TensorBoardLogger | MLFlowLogger):
+            levels = {
+                f"test/{who}/{key}": value
+                for who in predictions
+                for key, value in results[who].items()
+                if value is not None
+            }
+            logger.log_metrics(levels, step=int(results["updates"]))
+            logger.finalize("success")
 
 
 def _response_table(predictions: Mapping[str, Sequence[Mapping[str, Any]]], rows: int = 50) -> Any:

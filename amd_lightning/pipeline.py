@@ -294,7 +294,7 @@ class Pipeline:
         self.teacher.to(self.device)
         return student.to(self.device)  # Lightning leaves what it trained on the CPU
 
-    def _texts(self, responses: Sequence[list[int]]) -> list[str]:
+    def _texts(self, responses: list[list[int]]) -> list[str]:
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -126,8 +126,11 @@ LAYERS = {
     "analysis.compare.panels": f"{COMPARED} {DRAWN}",
     "analysis.compare.report_rows": f"{COMPARED} {DRAWN} analysis.compare.panels analysis.compare.tables",
     "analysis.compare.report": "analysis",
+    "analysis.dashboard": "",
+    "analysis.workspaces": "analysis.dashboard",
     "analysis.card": f"{DATA} data analysis.runs analysis.tables",
     "compare": "analysis errors",
+    "dashboard": "analysis errors",
     "judging.questions": "",
     "judging.endpoint": "judging.questions errors",
     "judging.verdicts": "",
@@ -308,7 +311,9 @@ PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="ut
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
-    declared = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in PYPROJECT["project"]["dependencies"]}
+    project = PYPROJECT["project"]
+    extras = [line for name, of in project["optional-dependencies"].items() if name != "dev" for line in of]
+    declared = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in [*project["dependencies"], *extras]}
     used = {t.partition(".")[0] for file in module_names(PACKAGE).values() for t in imports(file, PACKAGE)}
     libraries = used - set(sys.stdlib_module_names) - {PACKAGE.name}
     assert {distribution(library) for library in libraries} - declared == set()

@@ -19,6 +19,7 @@ from amd_lightning import training_state
 from amd_lightning.checkpoint_files import all_last
 from amd_lightning.distillation import Distilled, distil
 from amd_lightning.errors import CheckpointError, Interrupted
+from amd_lightning.evaluation.harness import Evaluation
 from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.base import DistillationModule
@@ -66,11 +67,11 @@ class Trial:
         )
         return self.made
 
-    def measure(self, some: DistillationModule) -> dict[str, float | None]:
+    def measure(self, some: DistillationModule) -> Evaluation:
         """Best at update 4; draws from a stream, as a metric might."""
         random.random()
         weight = float(next(some.student.parameters()).detach().sum())
-        return {"kl_off": abs(some.update - 4.0) + weight / 1e6, "rouge_l": 1.0}
+        return Evaluation({"kl_off": abs(some.update - 4.0) + weight / 1e6, "rouge_l": 1.0}, [])
 
     def attempt(self, stopping: Stopping | None = None) -> Distilled:
         spec: Any = SimpleNamespace(
@@ -80,6 +81,7 @@ class Trial:
             trainer=TrainerSpec("cpu", "32-true", 2, 2, 2, "off", self.keep),
             distillation=StageSpec(self.updates, 4, 2, CONSTANT),
             loggers=lambda run_id: [],
+            shown_responses=0,
         )
         self.folder.mkdir(exist_ok=True)
         return distil(
@@ -88,6 +90,7 @@ class Trial:
             t5(2, d_model=24),
             tokenised(10),
             measure=self.measure,
+            teacher_wrote=[],
             metric="kl_off",
             pad_id=PAD,
             resume=self.folder / "checkpoints",

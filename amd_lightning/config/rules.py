@@ -255,6 +255,7 @@ def ignored_options(config: RunConfig, asked_for: Sequence[str]) -> dict[str, st
 
 NEVER_IGNORED = (
     "logger.wandb.mode",
+    "logger.mlflow.enabled",
     "optim.teacher.updates",
     "optim.student_start.updates",
 )
@@ -332,5 +333,6 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
         constant = getattr(optim, name).schedule is Schedule.constant
         yield constant, f"optim.{name}.final_share", f"optim.{name}.schedule=constant"
     yield config.logger.wandb.mode is WandbMode.disabled, "logger.wandb", "logger.wandb.mode=disabled"
+    yield not config.logger.mlflow.enabled, "logger.mlflow", "logger.mlflow.enabled=false"
     yield not config.cache.enabled, "cache.dir", "cache=off"
     yield config.evaluation.num_beams == 1, "evaluation.length_penalty", "evaluation.num_beams=1"

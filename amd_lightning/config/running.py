@@ -149,10 +149,21 @@ class WandbConfig:
 
 
 @dataclass
+class MlflowConfig:
+    """MLflow."""
+
+    enabled: bool = knob(False, "the metrics, as a run of MLflow's (extra mlflow)")
+    uri: str | None = knob(None, "a tracking server or store; null is mlflow/ in the run's directory")
+    experiment: str = knob("amd_lightning", "MLflow's experiment")
+
+
+@dataclass
 class LoggerConfig:
     """Loggers beside metrics.csv, which is always written."""
 
     wandb: WandbConfig = section(WandbConfig, "Weights & Biases")
+    tensorboard: bool = knob(False, "event files in the run's tensorboard/ (extra tensorboard)")
+    mlflow: MlflowConfig = section(MlflowConfig, "MLflow")
 
 
 @dataclass

@@ -46,7 +46,7 @@ class Evaluation:
             is one), references, response, scores (by metric; the mean over a kind's rows is the metric;
             corpus BLEU has none).
         spreads: "tv_off", "tv_on": how many of the tokens whose mean is that metric have a total variation
-            in each of `BINS` equal parts of 0..1. Twice that is the moment gap of the best critic bounded by 1.
+            in each of `BINS` equal parts of 0..1; twice that is the gap of the best critic bounded by 1.
     """
 
     metrics: Metrics
