@@ -93,8 +93,9 @@ def _panel(panel: Panel, place: int = 0) -> Any:
         x = wr.Config(BETA.removeprefix("config.")) if panel.x == BETA else wr.SummaryMetric(panel.x)
         return wr.ScatterPlot(title=panel.title, x=x, y=wr.SummaryMetric(key), layout=layout, **zero)
     if panel.kind == BAR:
-        metrics = [wr.SummaryMetric(key) for key in panel.keys]
-        return wr.BarPlot(title=panel.title, metrics=metrics, groupby_rangefunc="minmax", layout=layout)
+        return wr.BarPlot(
+            title=panel.title, metrics=list(panel.keys), groupby_rangefunc="minmax", layout=layout
+        )
     if panel.kind == MEDIA:
         return wr.MediaBrowser(title=panel.title, media_keys=list(panel.keys), layout=layout)
     (key,) = panel.keys

@@ -12,7 +12,17 @@ from matplotlib.lines import Line2D
 from amd_lightning.analysis.compare.comparison import Comparison
 from amd_lightning.analysis.compare.measures import measure_of
 from amd_lightning.analysis.compare.methods import Method
-from amd_lightning.analysis.compare.style import BLACK, COLOURS, PALE, WIDE, colour, grid, hide, marker
+from amd_lightning.analysis.compare.style import (
+    BLACK,
+    COLOURS,
+    PALE,
+    WIDE,
+    colour,
+    grid,
+    hide,
+    legend_below,
+    marker,
+)
 
 AT_ONCE = 6
 """Panels in a row."""
@@ -64,7 +74,7 @@ def beta_figure(found: Comparison) -> Figure | None:
         Line2D([], [], color=PALE, linewidth=1.2, label="the other distances"),
         Line2D([], [], color=BLACK, linestyle=":", linewidth=1.0, label="the teacher itself"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    legend_below(figure, handles, 3)
     return figure
 
 
@@ -195,7 +205,7 @@ def _small_multiples(found: Comparison, watched: Sequence[Watched], *, smooth: b
             Line2D([], [], color=BLACK, linestyle=line.dash, label=f"{words[line.key]} ({line.label})")
             for line in watched
         ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8.5, frameon=False)
+    legend_below(figure, handles, 5)
     return figure
 
 

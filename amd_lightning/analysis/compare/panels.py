@@ -23,6 +23,7 @@ from amd_lightning.analysis.compare.style import (
     colour,
     grid,
     hide,
+    legend_below,
     marker,
 )
 from amd_lightning.analysis.runs import number
@@ -139,7 +140,7 @@ def cost_figure(found: Comparison) -> Figure | None:
         for beta in _betas(found)
     ]
     handles.append(Line2D([], [], color=BLACK, linewidth=1.0, linestyle="--", label="best at that cost"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8.5, frameon=False)
+    legend_below(figure, handles, 6)
     return figure
 
 
@@ -250,7 +251,7 @@ def yardstick_figure(found: Comparison) -> Figure | None:
         ),
         Patch(facecolor=PALE, alpha=0.45, label="the method's own yardstick"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    legend_below(figure, handles, 3)
     return figure
 
 
@@ -314,7 +315,7 @@ def pairs_figure(found: Comparison) -> Figure | None:
     axis.set_yticks(range(count), labels, parse_math=False)
     axis.tick_params(length=0.0)
     bar = figure.colorbar(image, ax=axis, shrink=0.7)
-    bar.set_label(f"{measure_of(found.judge).title}: row − column", fontsize=9)
+    bar.set_label(f"{measure_of(found.judge).title}:\nrow − column", fontsize=8.5)
     bar.ax.tick_params(labelsize=8.5)
     handles = [
         Line2D(
@@ -324,5 +325,5 @@ def pairs_figure(found: Comparison) -> Figure | None:
             [], [], linestyle="none", marker="o", color=BLACK, markerfacecolor="none", label="before it only"
         ),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    legend_below(figure, handles, 2)
     return figure

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -21,6 +22,8 @@ PALE = "#C9C9C9"
 """Everybody else's curves."""
 WIDE = 11.0
 """Inches: the width of the report's column."""
+LETTER, HANDLE = 0.075, 0.6
+"""Inches that a letter and a line or marker take in a legend."""
 
 
 def colour(place: int) -> str:
@@ -52,6 +55,22 @@ def hide(axes: Sequence[Axes]) -> None:
     """Leave places of a grid empty."""
     for axis in axes:
         axis.set_axis_off()
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
+    """A legend under the axes in at most so many columns, fewer where the figure is too narrow for them: what
+    stands beyond its edge is cut off.
+    """
+    letters = [len(str(handle.get_label())) for handle in handles]
+    widths = [HANDLE + LETTER * count for count in letters]
+    fitting = max(1, int(figure.get_figwidth() / max(widths)))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(columns, fitting, len(handles)) if sum(widths) > figure.get_figwidth() else columns,
+        fontsize=8.5,
+        frameon=False,
+    )
 
 
 def svg(figure: Figure) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from amd_lightning.analysis.compare.collect import find_runs
 from amd_lightning.analysis.compare.comparison import Comparison, comparison
@@ -28,6 +29,7 @@ from amd_lightning.analysis.compare.published import published_rows
 from amd_lightning.analysis.compare.report import MOST_BYTES, write_report
 from amd_lightning.analysis.compare.report_rows import budget_rows, in_short, metric_rows, pair_rows
 from amd_lightning.analysis.compare.responses import side_by_side
+from amd_lightning.analysis.compare.style import grid, legend_below
 
 MM1, KL1 = "moment matching, β 1", "KL, β 1"
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -308,10 +310,13 @@ def test_the_search_box_finds(parsed: Page, tmp_path: Path) -> None:
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_chromium_draws_the_page(page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
+    alone = "quic background-networking component-update sync".split()  # nothing is fetched
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", *(f"--disable-{name}" for name in alone)]
+    command = [str(BROWSER), *flags]
     size = "--window-size=1200,3000"
     done = subprocess.run(
-        [*command, size, "--virtual-time-budget=3000", page.as_uri()],
+        [*command, size, f"--screenshot={shot}", "--virtual-time-budget=3000", page.as_uri()],
         capture_output=True,
         timeout=120,
         check=False,
@@ -319,6 +324,18 @@ def test_chromium_draws_the_page(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert shot.stat().st_size > 50_000
     dump = subprocess.run(
-        [*command[:4], "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=False
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=False
     )
     assert dump.stdout.count('class="example"') == 10
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5])
+def test_a_legend_stays_within_its_figure(columns: int) -> None:
+    figure, axes = grid(1, 1, (4.6, 2.5))
+    axes[0][0].plot([0, 1])
+    words = ["mean, band: 95 % interval", "the other distances", "the teacher itself", "β 0.5", "β 1"]
+    legend_below(figure, [Line2D([], [], label=word) for word in words], columns)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
