@@ -89,6 +89,8 @@ def without_secrets(plain: Mapping[Any, Any]) -> dict[str, Any]:
     def cleaned(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {inner: cleaned(str(inner), item) for inner, item in value.items()}
+        if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            return [cleaned(key, item) for item in value]
         words = ("api_key", "apikey", "password", "secret")
         secret = any(word in key.lower() for word in words) or key.lower().endswith("token")
         return "***" if secret and value is not None else value

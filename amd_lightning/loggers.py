@@ -5,6 +5,7 @@ Every logger gets the same keys for every method, over `update`; what they mean 
 """
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,10 @@ def mlflow_logger(folder: Path, uri: str | None, experiment: str, settings: Wand
     Raises:
         UserError: the place cannot be used.
     """
+    if (
+        uri is None
+    ):  # MLflow wants databases, which its small package cannot open; it takes folders if told so
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     tags = {"group": settings.group, "job_type": settings.job_type, "tags": ",".join(settings.tags)}
     logger = MLFlowLogger(
         experiment_name=experiment,

@@ -1,9 +1,7 @@
 """What a run tells while it runs: W&B offline, lines of the log, and nothing that asks or distracts."""
 
-import json
 import logging
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +10,12 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from amd_lightning import results, tracking
+from amd_lightning.description import without_secrets
 from amd_lightning.loggers import WandbSettings, finish, wandb_logger
 from amd_lightning.tracking import StageLines
 from amd_lightning.training import quiet_libraries
 from tests.helpers import tiny_run
+from tests.wandb_files import records
 
 pytest.importorskip("wandb")
 
@@ -33,14 +33,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("amm", "imitkd")}
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Every record of a run's transaction log, as `wandb leet inspect` reads it."""
-    (run,) = (folder / "wandb").glob("offline-run-*")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    return [json.loads(line) for line in output.splitlines()]
-
-
 def history(folder: Path) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records(folder) if record["type"] == "history"]
 
@@ -49,10 +41,10 @@ def test_the_run_is_named_grouped_and_complete(runs: dict[str, Path]) -> None:
     found = records(runs["amm"])
     (run,) = [record["run"] for record in found if record["type"] == "run"]
     assert run["run_group"] == "samsum/t5_demo/demo"
-    assert run["job_type"] == "moment_matching_residual"
+    assert run["job_type"] == "moment_matching_residual beta 0.5"
     assert run["display_name"] == "moment_matching_residual beta 0.5 seed 0"
     assert run["project"] == "amd_lightning"
-    assert set(run["tags"]) == {"samsum", "demo", "moment_matching_residual", "beta=0.5"}
+    assert set(run["tags"]) == {"samsum", "t5_demo", "demo", "moment_matching", "beta=0.5"}
     assert run["config"]["update"]["objective"]["distance"] == "moment_matching"
     assert [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"] == [0]
 
@@ -74,6 +66,19 @@ def test_the_summary_has_the_test_results(runs: dict[str, Path]) -> None:
     updates = [record["summary"]["update"] for record in records(runs["amm"]) if record["type"] == "summary"]
     summary = {key: value for update in updates for key, value in update.items()}
     assert {"test/teacher/rouge_l", "test/student/tv_on", "cost/seconds/distil"} <= set(summary)
+
+
+def test_no_secret_and_no_too_long_tag_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "c" + "anary" * 8)
+    monkeypatch.setenv("HF_TOKEN", "c" + "anary" * 8)
+    config = without_secrets({"judge": {"api_key": "canary" * 7, "headers": [{"password": "canary" * 7}]}})
+    logger = wandb_logger(tmp_path, replace(settings(), config=config, tags=("t" * 70,)))
+    assert logger is not None
+    logger.experiment.log({"update": 1})
+    logger.experiment.finish()
+    written = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in written)
+    assert [path for path in written if b"canary" in path.read_bytes()] == []
 
 
 def settings(mode: str = "offline") -> WandbSettings:
