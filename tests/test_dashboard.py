@@ -3,12 +3,15 @@
 import json
 import sys
 from collections.abc import Iterator
+from csv import DictReader
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from amd_lightning import dashboard, results
+from amd_lightning.analysis.compare.wandb_runs import wandb_runs
 from amd_lightning.analysis.dashboard import METRICS, parts
 from amd_lightning.errors import UserError
 from amd_lightning.loggers import finish
@@ -115,6 +118,44 @@ def test_group_job_type_and_tags(logged: dict[str, Logged]) -> None:
         "amm": "moment_matching_residual beta 0.5",
     }
     assert set(logged["gkd"].run["tags"]) == {"samsum", "t5_demo", "demo", "js", "beta=0.5"}
+
+
+def test_compare_reads_from_wandb_what_it_reads_from_the_folder(logged: dict[str, Logged]) -> None:
+    one = logged["amm"]
+    config = one.run["config"]["update"]
+    stored = SimpleNamespace(
+        name=one.run["display_name"],
+        id="x",
+        state="finished",
+        url="",
+        config={key: value for key, value in config.items() if key != "_wandb"},
+        summary=one.summary,
+        scan_history=lambda: iter(one.history),
+    )
+    ((run,), others) = wandb_runs("wandb:e/p", SimpleNamespace(runs=lambda path: [stored]))
+    assert others == []
+    assert run.results["task"] == "samsum"
+    assert run.results["objective"]["critic"]["kind"] == "residual"
+    assert {"rouge_l", "sampled_accuracy", "tv_on", "probe_on", "worst_case"} <= set(run.results["student"])
+    assert set(run.results["student"]) == set(run.results["teacher"])
+    assert run.results["cost"]["seconds"]["distil"] > 0
+    folder = one.files.parents[2]
+    csv = {key: curve for key, curve in read_metrics_csv(folder / "metrics.csv").items() if curve}
+    assert set(csv) <= set(run.curves)
+    for key, curve in csv.items():
+        if not key.startswith("time/"):
+            assert dict(run.curves[key]) == pytest.approx(dict(curve)), key
+
+
+def read_metrics_csv(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """What stands in metrics.csv, by key, the later row of an update holding."""
+    found: dict[str, dict[float, float]] = {}
+    with path.open(newline="") as file:
+        for row in DictReader(file):
+            for key, cell in row.items():
+                if cell and key not in ("update", "step"):
+                    found.setdefault(key, {})[float(row["update"])] = float(cell)
+    return {key: sorted(curve.items()) for key, curve in found.items()}
 
 
 # -- the specification -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from amd_lightning.errors import UserError
 SCHEME = "wandb:"
 REMEDY = "check the name and `wandb login`, or compare the runs' own folders, which need no network"
 SECTIONS = ("objective", "rollout", "critic")
-CURVES = ("train/", "valid/", "time/", "cost/", "critic/")
+CURVES = ("train/", "valid/", "time/", "cost/", "critic/", "rollout/")
 
 
 class Api(Protocol):
