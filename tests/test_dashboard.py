@@ -57,6 +57,7 @@ def of_a_teacher(key: str) -> bool:
     return key.startswith(("train/moment_gap", "train/tv", "train/gap", "train/critic_abs"))
 
 
+@pytest.mark.slow
 def test_every_method_logs_the_same_keys(logged: dict[str, Logged]) -> None:
     keys = {name: one.history_keys for name, one in logged.items()}
     every = set.union(*keys.values())
@@ -79,6 +80,7 @@ def test_every_method_logs_the_same_keys(logged: dict[str, Logged]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_row_has_every_axis(logged: dict[str, Logged]) -> None:
     axes = {"update", "train/response_tokens", "time/seconds", "cost/teacher_tokens"}
     for name, one in logged.items():
@@ -93,6 +95,7 @@ def test_every_row_has_every_axis(logged: dict[str, Logged]) -> None:
     assert reads["sft"] == 0 < reads["kd"]
 
 
+@pytest.mark.slow
 def test_validations_show_responses_and_the_spread_of_gaps(logged: dict[str, Logged]) -> None:
     for one in logged.values():
         (row,) = [row for row in one.history if "valid/responses.nrows" in row]
@@ -108,6 +111,7 @@ def test_validations_show_responses_and_the_spread_of_gaps(logged: dict[str, Log
         assert middle / sum(counts) == pytest.approx(valid["valid/tv_on"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_group_job_type_and_tags(logged: dict[str, Logged]) -> None:
     assert {one.run["run_group"] for one in logged.values()} == {"samsum/t5_demo/demo"}
     assert {name: one.run["job_type"] for name, one in logged.items()} == {
@@ -120,6 +124,7 @@ def test_group_job_type_and_tags(logged: dict[str, Logged]) -> None:
     assert set(logged["gkd"].run["tags"]) == {"samsum", "t5_demo", "demo", "js", "beta=0.5"}
 
 
+@pytest.mark.slow
 def test_compare_reads_from_wandb_what_it_reads_from_the_folder(logged: dict[str, Logged]) -> None:
     one = logged["amm"]
     config = one.run["config"]["update"]
@@ -201,6 +206,7 @@ def asked(panel: dict[str, Any]) -> set[str]:
     raise AssertionError(panel["viewType"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["workspace", "report"])
 def test_every_key_of_the_specification_is_logged(
     logged: dict[str, Logged], tmp_path: Path, what: str
