@@ -25,11 +25,16 @@ BETTER = {1: "higher", -1: "lower", 0: "–"}
 def pages() -> dict[str, Callable[[], str]]:
     """Path below `docs/pages` -> what writes it."""
     return {
-        "methods.md": presets.table,
+        "methods.md": methods,
         "reference/config.md": configuration,
         "reference/metrics.md": metrics,
         "reference/commands.md": commands,
     }
+
+
+def methods() -> str:
+    """The table of `conf/objective`, in words that hold outside of that directory."""
+    return presets.table().replace("in this directory", "in `conf/objective`")
 
 
 # -- the configuration -----------------------------------------------------------------------------
@@ -55,6 +60,8 @@ def configuration() -> str:
         "| choose with | options |",
         "|---|---|",
         *_groups(),
+        "",
+        "## The run itself",
         "",
         *_section(config, "", 2),
     ]

@@ -1,4 +1,5 @@
-"""The documentation: its pages from the code say all that the code has, and it builds without a warning, offline."""
+"""The documentation: its pages from the code say all that the code has, and it builds offline, without a
+warning."""
 
 import os
 import re
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from amd_lightning import reference
 from tests.documents import ROOT
@@ -59,6 +61,12 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (DOCS / "mkdocs.yml").read_text(encoding="utf-8")
     written = {str(path.relative_to(DOCS / "pages")) for path in (DOCS / "pages").rglob("*.md")}
     assert written | set(reference.pages()) == set(re.findall(r": ([\w/]+\.md)$", text, re.M))
+
+
+def test_the_citation_is_one() -> None:
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(found)
+    assert found["references"][0]["identifiers"][0]["value"] == "arXiv:2406.02959"
 
 
 def test_pictures_are_small_and_shown() -> None:
