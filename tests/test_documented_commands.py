@@ -35,7 +35,7 @@ def commands() -> list[str]:
                 variables[f"${assigned[1]}"] = assigned[2]
                 continue
             for name, value in {**variables, **STANDS_FOR}.items():
-                line = re.sub(rf"{re.escape(name)}\b", lambda _, value=value: value, line)
+                line = re.sub(rf"{re.escape(name)}\b", value.replace("\\", r"\\"), line)
             found[line] = None
     return list(found)
 
