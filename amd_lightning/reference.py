@@ -33,8 +33,27 @@ def pages() -> dict[str, Callable[[], str]]:
 
 
 def methods() -> str:
-    """The table of `conf/objective`, in words that hold outside of that directory."""
-    return presets.table().replace("in this directory", "in `conf/objective`")
+    """The methods by name: what each sets, then what it is, what differs from its source, and the source."""
+    found = presets.presets()
+    lines = [
+        "# The methods by name",
+        "",
+        "Written from the files in `conf/objective`. Every method is a distance x a beta x a source of "
+        "states: J = beta·off + (1 − beta)·on, off the states of the data or the teacher, on the student's own. "
+        "`objective=NAME` sets all three, and any knob beside it changes one: `objective=gkd "
+        "objective.beta=0`, `objective=distillm rollout=fresh`, `objective=amm critic=learned`.",
+        "",
+        "| name | distance | beta | states |",
+        "|---|---|---|---|",
+        *(
+            f"| [`{row.name}`](#{row.name}) | {' | '.join(map(_cell, (row.distance, row.beta, row.states)))} |"
+            for row in found
+        ),
+    ]
+    for row in found:
+        lines += ["", f"## {row.name}", "", row.what, "", f"*Differs:* {row.differs}", ""]
+        lines += [f"*Source:* {row.source}"]
+    return "\n".join(lines) + "\n"
 
 
 # -- the configuration -----------------------------------------------------------------------------
@@ -111,6 +130,9 @@ def logged_names() -> dict[str, str]:
             found[name] = words
         elif name and line.strip():
             found[name] += " " + line.strip()
+    for off in [name for name in found if name.endswith("_off")]:
+        on = off.removesuffix("off") + "on"  # one text goes on behind both names
+        found[off] = found[on] = f"{found[off]} {found[on]}"
     return found
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from amd_lightning import reference
+from amd_lightning.presets import presets
 from tests.documents import ROOT
 from tests.helpers import tiny_run
 from tests.test_config import knobs, options
@@ -40,6 +41,14 @@ def test_every_option_of_every_group_is_in_the_reference() -> None:
         assert all(f"`{option}`" in page for option in options(group)), group
 
 
+def test_every_method_is_there_with_what_differs_and_its_source() -> None:
+    page = reference.methods()
+    for row in presets():
+        assert all(words in page for words in (f"## {row.name}\n", row.what, row.differs, row.source)), (
+            row.name
+        )
+
+
 @pytest.mark.slow
 def test_every_metric_that_a_run_logs_is_in_the_glossary(tmp_path: Path) -> None:
     outcome = tiny_run(tmp_path / "run", tmp_path / "cache")
@@ -53,7 +62,8 @@ def test_every_metric_that_a_run_logs_is_in_the_glossary(tmp_path: Path) -> None
 
 def test_the_glossary_is_written_in_whole_sentences() -> None:
     meanings = reference.logged_names()
-    assert meanings["train/tv_on"] == "(half the L1 distance)"  # goes on from the line above it
+    assert meanings["train/tv_on"].startswith("total variation between teacher and student")
+    assert meanings["train/tv_off"].endswith("(half the L1 distance)")
     assert meanings["train/eos_share"].endswith("within the limit")
 
 
