@@ -39,14 +39,14 @@ def methods() -> str:
         "# The methods by name",
         "",
         "Written from the files in `conf/objective`. Every method is a distance x a beta x a source of "
-        "states: J = beta·off + (1 − beta)·on, off the states of the data or the teacher, on the student's own. "
-        "`objective=NAME` sets all three, and any knob beside it changes one: `objective=gkd "
+        "states: J = beta·off + (1 − beta)·on, off the states of the data or the teacher, on the "
+        "student's own. `objective=NAME` sets all three, and any knob beside it changes one: `objective=gkd "
         "objective.beta=0`, `objective=distillm rollout=fresh`, `objective=amm critic=learned`.",
         "",
         "| name | distance | beta | states |",
         "|---|---|---|---|",
         *(
-            f"| [`{row.name}`](#{row.name}) | {' | '.join(map(_cell, (row.distance, row.beta, row.states)))} |"
+            f"| [`{row.name}`](#{row.name}) | " + " | ".join(map(_cell, row[2:5])) + " |"  # as in the head
             for row in found
         ),
     ]
