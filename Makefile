@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench-critics bench-memory bench-objectives constraints clean
+.PHONY: help install demo test lint format docs bench-critics bench-memory bench-objectives constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "Python 3.11 or newer is needed: make install PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[dev,cluster]' -c constraints.txt
+	$(BIN)/python -m pip install -e '.[dev,cluster,docs]' -c constraints.txt
 	@touch $@
 
 # glibc gives freed tensors back to the system and faults the pages in again at every update; these
@@ -40,6 +40,9 @@ format: $(INSTALLED) ## mend what ruff can mend
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+docs: $(INSTALLED) ## build the documentation into build/docs, offline; a warning is an error
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --clean -f docs/mkdocs.yml
+
 bench-objectives: $(INSTALLED) ## dense against chunked heads: time and peak memory; options in ARGS=...
 	$(BIN)/python experiments/speed/objectives.py $(ARGS)
 
@@ -51,7 +54,7 @@ bench-memory: $(INSTALLED) ## the plan's memory estimate against measured peaks;
 
 constraints: ## resolve the ranges of pyproject.toml anew into constraints.txt; WITH='torch==2.13.0' holds one
 	$(PYTHON) -m venv --clear .venv-fresh
-	.venv-fresh/bin/python -m pip install '.[dev,cluster]' $(WITH)
+	.venv-fresh/bin/python -m pip install '.[dev,cluster,docs]' $(WITH)
 	{ sed '/^[^#]/,$$d' constraints.txt; .venv-fresh/bin/python -m pip freeze --exclude amd-lightning \
 	    | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt

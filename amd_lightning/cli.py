@@ -296,8 +296,8 @@ def _section_lines(section: Any, prefix: str, explained: dict[type, tuple[str, A
     for knob in fields(section):
         if knob in groups or (not prefix and knob.name in ("experiment", "scale", "output_dir")):
             continue  # what is no knob: chosen as a group, or set by Hydra
-        yield f"    {prefix}{knob.name} {_default(getattr(section, knob.name))}"
-        yield from _wrapped(knob.metadata["meaning"] + _limits(knob), first=" " * 8, rest=" " * 8)
+        yield f"    {prefix}{knob.name} {default(getattr(section, knob.name))}"
+        yield from _wrapped(knob.metadata["meaning"] + limits(knob), first=" " * 8, rest=" " * 8)
     for knob in groups:
         name, inner = prefix + knob.name, getattr(section, knob.name)
         yield from ("", *_wrapped(f"{name}: {knob.metadata['meaning']}", first="  ", rest="    "))
@@ -307,7 +307,7 @@ def _section_lines(section: Any, prefix: str, explained: dict[type, tuple[str, A
             continue
         like, other = explained[type(inner)]
         mine, theirs = _values(inner, ""), _values(other, "")
-        differing = [f"{key} {_default(mine[key])}" for key in mine if mine[key] != theirs[key]]
+        differing = [f"{key} {default(mine[key])}" for key in mine if mine[key] != theirs[key]]
         text = f"as {like}" + (f", with {', '.join(differing)}" if differing else "")
         yield from _wrapped(text, first="    ", rest="    ")
 
@@ -322,7 +322,8 @@ def _values(section: Any, prefix: str) -> dict[str, Any]:
     return found
 
 
-def _limits(knob: Field[Any]) -> str:
+def limits(knob: Field[Any]) -> str:
+    """The values that a knob takes, in brackets behind a space; "" where it takes any."""
     limits = [
         f"{sign} {knob.metadata[kind]}"
         for kind, sign in (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
@@ -335,7 +336,7 @@ def _limits(knob: Field[Any]) -> str:
     return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _default(value: Any) -> str:
+def default(value: Any) -> str:
     """A default as it would be written on the command line."""
     if value is None or isinstance(value, bool):
         return f"[{str(value).lower()}]".replace("none", "null")

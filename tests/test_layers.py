@@ -155,6 +155,7 @@ LAYERS = {
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
+    "reference": "analysis modules.diagnostics compare judge push presets show_data evaluate cli",
     "resume": "checkpoint_files errors",
     "run": (
         f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
@@ -162,7 +163,7 @@ LAYERS = {
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-COMPOSING = {"points", "cli", "sweep", "run", "presets", "show_data", "evaluate", "plan"}
+COMPOSING = {"points", "cli", "sweep", "run", "presets", "show_data", "evaluate", "plan", "reference"}
 MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description"}, "hydra": COMPOSING}
 
 
