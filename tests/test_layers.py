@@ -13,21 +13,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "amd_lightning"
 
 DATA = "data.examples data.sources data.embedded data.tokenizer data.prompts data.loading"
-EVALUATION = "data.examples policies objectives types errors"
-MODULES = f"objectives critics policies rollouts replay types errors {DATA} evaluation"
+EVALUATION = "ranks data.examples policies objectives types errors"
+MODULES = f"ranks objectives critics policies rollouts replay types errors {DATA} evaluation"
 COMPARED = (
     "analysis.runs analysis.compare.collect analysis.compare.methods analysis.compare.measures "
     "analysis.compare.statistics errors"
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-TRAINING = "checkpoint_files training_state metrics_file stopping tracking training"
+TRAINING = "checkpoint_files training_state metrics_file stopping strategies tracking training"
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
     "errors": "",
     "types": "",
+    "ranks": "",
     "objectives.moments": "",
     "objectives.divergences": "objectives.moments",
     "objectives.support": "objectives.moments",
@@ -38,8 +39,8 @@ LAYERS = {
     "critics": "types objectives.moments objectives.support",
     "policies": "types",
     "families": "policies types errors",
-    "rollouts": "policies types",
-    "replay": "rollouts policies types",
+    "rollouts": "ranks policies types",
+    "replay": "ranks rollouts policies types",
     "data.examples": "types errors",
     "data.sources": "data.examples errors",
     "data.embedded": "errors",
@@ -66,7 +67,7 @@ LAYERS = {
     "evaluation.harness": f"{EVALUATION} evaluation",
     "modules.optim": MODULES,
     "modules.diagnostics": MODULES,
-    "modules.horizon": "types objectives",
+    "modules.horizon": "ranks types objectives",
     "modules.adaptive": "",
     "modules.states": "modules.adaptive policies replay rollouts types",
     "modules.stored_teacher": "policies types",
@@ -84,11 +85,12 @@ LAYERS = {
     "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
     "checkpoint_files": "",
-    "stopping": "errors",
-    "training_state": "checkpoint_files errors",
+    "stopping": "ranks errors",
+    "training_state": "ranks checkpoint_files errors",
     "metrics_file": "",
-    "tracking": "modules types errors checkpoint_files training_state metrics_file stopping",
-    "training": "data modules tracking training_state types errors",
+    "tracking": "ranks modules types errors checkpoint_files training_state metrics_file stopping",
+    "strategies": "ranks",
+    "training": "ranks strategies data modules tracking training_state types errors",
     "config.choices": "",
     "config.knobs": "",
     "config.data": "config.choices config.knobs",
