@@ -1,5 +1,8 @@
 """The stages of a run: teacher → student start → teacher's samples and responses → distil → evaluate.
 
+On several ranks, rank 0 makes artifacts by itself and the others wait: distillation is what takes the time, and
+it and the student's evaluation are shared among all. Rank 0 alone writes.
+
 Everything before distillation is an artifact whose key is a digest of exactly what determines it, so
 runs that differ in β, distance or critic share teacher, student start and what the teacher wrote. Every
 stage seeds itself and reads its inputs from stored files: whether an artifact was made or found changes
@@ -17,7 +20,7 @@ from typing import Any
 
 import lightning as L
 
-from amd_lightning import starts
+from amd_lightning import ranks, starts
 from amd_lightning.cache import Artifact
 from amd_lightning.data.examples import Split, TokenisedExample
 from amd_lightning.distillation import distil
@@ -280,11 +283,8 @@ class Pipeline:
                 stopping=self.stopping,
             )
         self.outcome.seconds["distil"] += done.seconds_before
-        save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
-        if spec.student.lora is not None:
-            starts.save_adapters(
-                spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
-            )
+        if ranks.rank() == 0:
+            self._save(student)
         self.outcome.parameters["student"] = student.parameter_count
         self.outcome.loggers = done.loggers
         self.outcome.validation = dict(done.validation)
@@ -292,6 +292,14 @@ class Pipeline:
         self.outcome.stopped_at = done.stopped_at
         self.teacher.to(self.device)
         return student.to(self.device)  # Lightning leaves what it trained on the CPU
+
+    def _save(self, student: Policy) -> None:
+        spec = self.spec
+        save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
+        if spec.student.lora is not None:
+            starts.save_adapters(
+                spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
+            )
 
     def _seconds_after_training(self) -> float:
         """What the last validation and the student's evaluation will take, going by the student start's."""
@@ -391,7 +399,9 @@ class Pipeline:
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None], name: str | None = None
     ) -> Artifact:
         """An artifact, noted in the outcome under `name` where a run has several of a kind."""
-        artifact = self.spec.cache.get_or_make(kind, {"format": FORMAT, **inputs}, make)
+        artifact = ranks.first_alone(
+            lambda: self.spec.cache.get_or_make(kind, {"format": FORMAT, **inputs}, make)
+        )
         name = name or kind
         self.outcome.seconds[name] = artifact.seconds
         self.outcome.cached[name] = artifact.cached

@@ -6,8 +6,10 @@ whole batch; so sums over ranks are the values of one process: of gradients, los
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +22,36 @@ Anything = TypeVar("Anything")
 BUCKET = 2**24
 """Elements of a gradient bucket: that many are copied into one piece for one exchange (64 MiB in float32)."""
 
+POLL_S = 0.1
+"""Between two looks at whether rank 0 is done with what it does by itself."""
+
 _alone = 0
+_store: Any = None
+_rounds = 0
+
+
+@contextmanager
+def joined(
+    store: Any, own: int, size: int, *, gpu: bool = False, timeout: timedelta = timedelta(minutes=30)
+) -> Iterator[None]:
+    """Within, this process is rank `own` of `size`.
+
+    Args:
+        store: where they meet, one of torch.distributed's.
+        gpu: tensors on a GPU travel by NCCL, others by gloo.
+        timeout: after which a rank gives up waiting for another within an exchange.
+    """
+    global _store, _rounds
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=timeout)
+    _store, _rounds = store, 0
+    if gpu:
+        torch.cuda.set_device(local_rank())
+    try:
+        yield
+    finally:
+        _store = None
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -102,6 +133,37 @@ def of_first(value: Anything) -> Anything:
     found = [value]
     dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def first_alone(work: Callable[[], Anything]) -> Anything:
+    """What `work` gives on rank 0, which does it by itself while the others wait, for as long as it takes: they
+    look at the store now and then, where an exchange would give up."""
+    global _rounds
+    if world_size() == 1:
+        return work()
+    _rounds += 1
+    done = f"amd_lightning/done/{_rounds}"
+    found: Any = None
+    if rank() == 0:
+        with alone():
+            found = work()
+        if _store is not None:
+            _store.set(done, b"1")
+    elif _store is not None:
+        while not _store.check([done]):
+            time.sleep(POLL_S)
+    return of_first(found)
+
+
+def turns(count: int) -> Iterator[tuple[int, bool]]:
+    """(place, whether it counts) of this rank's among so many pieces of work, dealt out in turn.
+
+    Every rank gets as many: where they do not come out even, the first piece stands in for one that is not
+    there, so that networks which are spread over ranks are called as often on each.
+    """
+    for first in range(0, count, world_size()):
+        place = first + rank()
+        yield (place, True) if place < count else (0, False)
 
 
 # -- networks ----------------------------------------------------------------------------------------

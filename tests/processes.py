@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from amd_lightning import ranks
+
 
 def on_ranks(count: int, work: Callable[..., Any], *arguments: Any, folder: Path, seconds: int = 60) -> list[Any]:
     """What `work(*arguments)` returns on each of `count` ranks.
@@ -39,15 +41,10 @@ def _rank(
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        store=dist.FileStore(str(folder / "store"), count),
-        rank=rank,
-        world_size=count,
-        timeout=timedelta(seconds=seconds),
-    )
+    store = dist.FileStore(str(folder / "store"), count)
     try:
-        torch.save(work(*arguments), folder / f"result_{rank}")
+        with ranks.joined(store, rank, count, timeout=timedelta(seconds=seconds)):
+            torch.save(work(*arguments), folder / f"result_{rank}")
     except BaseException:
         (folder / f"error_{rank}").write_text(f"rank {rank}: {traceback.format_exc()}")
     finally:

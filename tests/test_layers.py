@@ -99,6 +99,7 @@ LAYERS = {
     "config.running": "config.choices config.knobs",
     "config.schema": "config.knobs config.data config.pair config.method config.running",
     "config.pair_rules": "config.choices config.schema",
+    "config.device_rules": "config.schema",
     "config.rules": "config",
     "planning.shapes": "errors",
     "planning.activations": "planning.shapes",
@@ -154,8 +155,9 @@ LAYERS = {
     "plan": "planning config cli build objectives errors",
     "resume": "checkpoint_files errors",
     "description": "config",
+    "launching": "ranks errors",
     "run": (
-        f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
+        f"{STAGES} description launching pipeline results resume stopping build cli sweep sweep_index config analysis"
     ),
 }
 # Nobody else sees a configuration object.

@@ -1,4 +1,4 @@
-"""Two ranks on halves of every batch train what one process trains: a divergence and the game, both families."""
+"""Two ranks on halves of every batch train what one process trains: a divergence and the game."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,8 @@ SETTINGS: dict[str, Any] = {
 def trained(method: str, family: str, setting: str, folder: Path, dtype: torch.dtype) -> End:
     torch.set_default_dtype(dtype)
     settings = {"sampler": PlacedSampler(), **SETTINGS[setting]()}
-    some = module(method, 0.5, **policies(family), updates=5, micro_batch_size=4, steps=2, **settings).to(dtype)
+    settings |= {"updates": 5, "micro_batch_size": 4, "steps": 2}
+    some = module(method, 0.5, **policies(family), **settings).to(dtype)
     assert some.teacher is not None
     some.teacher.to(dtype)
     samples = 3 if setting == "horizon" else 0
