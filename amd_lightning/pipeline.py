@@ -32,6 +32,7 @@ from amd_lightning.models import save_policy
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
+from amd_lightning.sharding import whole_weights
 from amd_lightning.spec import ModelSpec, RunSpec
 from amd_lightning.stopping import Stopping
 from amd_lightning.teacher_cache import with_teacher
@@ -283,8 +284,9 @@ class Pipeline:
                 stopping=self.stopping,
             )
         self.outcome.seconds["distil"] += done.seconds_before
+        weights = whole_weights(student.model)
         if ranks.rank() == 0:
-            self._save(student)
+            self._save(student, weights)
         self.outcome.parameters["student"] = student.parameter_count
         self.outcome.loggers = done.loggers
         self.outcome.validation = dict(done.validation)
@@ -293,9 +295,11 @@ class Pipeline:
         self.teacher.to(self.device)
         return student.to(self.device)  # Lightning leaves what it trained on the CPU
 
-    def _save(self, student: Policy) -> None:
+    def _save(self, student: Policy, weights: Mapping[str, Any] | None) -> None:
         spec = self.spec
-        save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
+        save_policy(
+            student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens, weights
+        )
         if spec.student.lora is not None:
             starts.save_adapters(
                 spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache

@@ -202,6 +202,11 @@ def sum_gradients(network: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The same tensor on every rank, where it is spread over them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def same_weights(network: nn.Module) -> None:
     """Give every rank the weights and buffers of rank 0, to the last bit."""

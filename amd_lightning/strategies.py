@@ -13,14 +13,17 @@ micro-batch. They are the same bits, and weights that are counted over all ranks
 would take a mean.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from amd_lightning import ranks
+from amd_lightning.sharding import shard_critics, shard_policy, spread_like
 
 
 class Joined(ClusterEnvironment):
@@ -69,7 +72,37 @@ class UnwrappedDDP(DDPStrategy):
         ranks.same_weights(self.model)
 
 
-def trainer_options(strategy: str) -> tuple[dict[str, Any], list[Any]]:
+class Sharded(ModelParallelStrategy):
+    """Student and critics (and by choice the teacher) spread by FSDP2, each in a tree of its own, so that a step of
+    one waits for nothing of the other. A checkpoint is one file of whole tensors, for any number of ranks.
+
+    Args:
+        size: ranks.
+        teacher: spread it as well.
+    """
+
+    def __init__(self, size: int, teacher: bool) -> None:
+        super().__init__(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.teacher = teacher
+
+    def setup(self, trainer: L.Trainer) -> None:
+        module: Any = self.lightning_module
+        mesh = self.device_mesh["data_parallel"]
+        ranks.same_weights(module)
+        module.to(self.root_device)
+        shard_policy(module.student, mesh)
+        if getattr(module, "critics", None) is not None and module.critics.learns:
+            shard_critics(module.critics, mesh)
+        if self.teacher and module.teacher is not None:
+            shard_policy(module.teacher.to(self.root_device), mesh)
+        super().setup(trainer)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(spread_like(state, optimizer))
+
+
+def trainer_options(strategy: str, sharded_teacher: bool = False) -> tuple[dict[str, Any], list[Any]]:
     """What `L.Trainer` is told of devices, and the plugins that go with it.
 
     Args:
@@ -80,4 +113,5 @@ def trainer_options(strategy: str) -> tuple[dict[str, Any], list[Any]]:
         # A rank that trains alone is no part of what a launcher's variables speak of.
         return {"devices": 1}, [LightningEnvironment()] if dist.is_initialized() else []
     here = ranks.local_world_size()
-    return {"devices": here, "num_nodes": size // here, "strategy": UnwrappedDDP()}, [Joined()]
+    chosen = Sharded(size, sharded_teacher) if strategy == "sharded" else UnwrappedDDP()
+    return {"devices": here, "num_nodes": size // here, "strategy": chosen}, [Joined()]

@@ -46,6 +46,7 @@ class TrainerSpec(NamedTuple):
     progress: str
     keep_checkpoints: int = 2
     strategy: str = "ddp"
+    sharded_teacher: bool = False
 
 
 def fit(
@@ -81,7 +82,7 @@ def fit(
         share=ranks.share(spec.batch_size),
     )
     progress = _progress(stage, trainer.progress) if ranks.rank() == 0 else []
-    options, environment = trainer_options(trainer.strategy)
+    options, environment = trainer_options(trainer.strategy, trainer.sharded_teacher)
     with warnings.catch_warnings():
         # One worker reads lists that are in memory; there is nothing to gain from more.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -21,7 +21,7 @@ COMPARED = (
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-TRAINING = "checkpoint_files training_state metrics_file stopping strategies tracking training"
+TRAINING = "checkpoint_files training_state metrics_file stopping sharding strategies tracking training"
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
@@ -89,7 +89,8 @@ LAYERS = {
     "training_state": "ranks checkpoint_files errors",
     "metrics_file": "",
     "tracking": "ranks modules types errors checkpoint_files training_state metrics_file stopping",
-    "strategies": "ranks",
+    "sharding": "policies types",
+    "strategies": "ranks sharding",
     "training": "ranks strategies data modules tracking training_state types errors",
     "config.choices": "",
     "config.knobs": "",

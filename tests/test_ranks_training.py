@@ -64,7 +64,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def trained(method: str, family: str, setting: str, folder: Path, dtype: torch.dtype) -> End:
+def trained(method: str, family: str, setting: str, folder: Path, dtype: torch.dtype, **options: Any) -> End:
     torch.set_default_dtype(dtype)
     settings = {"sampler": PlacedSampler(), **SETTINGS[setting]()}
     settings |= {"updates": 5, "micro_batch_size": 4, "steps": 2}
@@ -72,7 +72,7 @@ def trained(method: str, family: str, setting: str, folder: Path, dtype: torch.d
     assert some.teacher is not None
     some.teacher.to(dtype)
     samples = 3 if setting == "horizon" else 0
-    done = train(some, folder, batch_size=4, samples=samples)
+    done = train(some, folder, batch_size=4, samples=samples, **options)
     torch.set_default_dtype(torch.float32)
     return End(done.parameters, done.logged, dict(some.tokens_seen))
 
@@ -107,3 +107,26 @@ def test_two_ranks_train_what_one_process_trains(
             if not name.startswith("time/"):
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9), name
     assert two[0].tokens == one.tokens == two[1].tokens
+
+
+def sharded(method: str, family: str, folder: Path, teacher: bool) -> End:
+    return trained(
+        method, family, "plain", folder, torch.float64, strategy="sharded", sharded_teacher=teacher
+    )
+
+
+@pytest.mark.parametrize(
+    "method, family, teacher",
+    [("rkl", "llama", True), ("learned", "llama", False), ("learned", "t5", True)],
+)
+def test_two_ranks_that_share_the_networks_train_the_same(
+    method: str, family: str, teacher: bool, tmp_path: Path
+) -> None:
+    one = trained(method, family, "plain", tmp_path / "one", torch.float64)
+    two = on_ranks(2, sharded, method, family, tmp_path / "two", teacher, folder=tmp_path / "ranks")
+    for name, value in one.weights.items():
+        torch.testing.assert_close(two[0].weights[name], value, rtol=0.0, atol=1e-9, msg=name)
+    for mine, theirs in zip(two[0].rows, one.rows, strict=True):
+        for name in mine:
+            if not name.startswith("time/"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9), name

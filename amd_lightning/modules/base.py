@@ -352,7 +352,7 @@ class DistillationModule(L.LightningModule):
             NonFiniteError: names the update and the term; no weight of `network` has been touched.
         """
         ranks.sum_gradients(network)
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm or math.inf))
+        norm = float(ranks.whole(nn.utils.clip_grad_norm_(network.parameters(), clip_norm or math.inf)))
         self._require_finite(loss, f"the {who} loss", who)
         self._require_finite(norm, f"the gradient of the {who} loss", who)
         if optimizer is self._optimizers()[0]:
@@ -374,6 +374,9 @@ class DistillationModule(L.LightningModule):
             )
 
     # -- Lightning's hooks ---------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Nothing: `strategies.Sharded`, whose base wants this hook, spreads the networks."""
 
     def on_fit_start(self) -> None:
         self.student.train()  # `from_pretrained` gives a model in evaluation mode
