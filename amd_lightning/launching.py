@@ -115,7 +115,7 @@ def others_started(devices: int, gpu: bool, work: str, *arguments: Any) -> Itera
                 with ranks.joined(store, 0, devices, gpu=gpu):
                     yield
             except Exception as error:
-                watch.wait_for_a_death(seconds=0.0 if isinstance(error, UserError) else 5.0)
+                watch.wait_for_a_death(seconds=0.0 if isinstance(error, UserError) else 20.0)
                 if watch.dead is not None and not isinstance(error, UserError):
                     raise RankError(watch.dead) from error
                 raise
@@ -169,15 +169,16 @@ class _Watch:
 
     def _a_death(self) -> bool:
         for place, process in enumerate(self.processes, start=1):
-            if self.dead is None and process.poll():
-                self.dead = self._words(place, process.returncode)
+            said = self.folder / f"error_{place}"
+            if self.dead is None and (process.poll() or said.is_file()):
+                self.dead = self._words(place, process.returncode, said)
         return self.dead is not None
 
-    def _words(self, rank: int, status: int) -> str:
-        said = self.folder / f"error_{rank}"
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        why = f": {said.read_text(encoding='utf-8')}" if said.is_file() else ""
-        return f"process {rank} of the run (from 0) {how}, and the others with it{why}"
+    def _words(self, rank: int, status: int | None, said: Path) -> str:
+        if said.is_file():
+            return f"process {rank} of the run (from 0) failed, the others ended with it: {said.read_text()}"
+        how = f"was killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
+        return f"process {rank} of the run (from 0) {how}, and the others with it"
 
     def wait_for_a_death(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -223,21 +224,24 @@ def main() -> None:
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ranks_, is_master=False)
     try:
         with ranks.joined(store, rank, ranks_, gpu=gpu):
-            module, _, name = work.partition(":")
-            getattr(importlib.import_module(module), name)(*arguments)
+            try:
+                module, _, name = work.partition(":")
+                getattr(importlib.import_module(module), name)(*arguments)
+            except Exception as error:  # said before the group is left, which the others will see as a loss
+                words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                _say(Path(folder) / f"error_{rank}", words)
+                raise
     except KeyboardInterrupt:
         sys.exit(130)
-    except UserError as error:
-        _say(Path(folder) / f"error_{rank}", str(error))
+    except UserError:
         sys.exit(1)
-    except BaseException as error:
-        _say(Path(folder) / f"error_{rank}", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        raise
 
 
 def _say(path: Path, words: str) -> None:
     if path.parent.is_dir():
-        path.write_text(words, encoding="utf-8")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(" ".join(words.split())[:500], encoding="utf-8")
+        temporary.rename(path)
 
 
 def _end_with_rank_0() -> None:
