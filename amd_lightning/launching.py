@@ -41,7 +41,9 @@ def outside() -> Place | None:
     """The place that torchrun or srun gave this process; None where it was started by itself."""
     have = os.environ.get
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        return Place(
+            *(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        )
     size = int(have("SLURM_STEP_NUM_TASKS", "1"))  # of srun's step: a batch script's own process has none
     if size > 1 and "SLURM_PROCID" in os.environ:
         nodes = int(have("SLURM_STEP_NUM_NODES", have("SLURM_NNODES", "1")))
@@ -59,7 +61,9 @@ def joined_outside(devices: int, nodes: int, gpu: bool) -> Iterator[Place | None
     place = outside()
     if place is None or place.size == 1:
         if nodes > 1:
-            raise UserError(f"trainer.nodes={nodes} needs a process for every device, started by torchrun or srun")
+            raise UserError(
+                f"trainer.nodes={nodes} needs a process for every device, started by torchrun or srun"
+            )
         yield None
         return
     if (place.local_size, place.size) != (devices, devices * nodes):
@@ -103,7 +107,9 @@ def others_started(devices: int, gpu: bool, work: str, *arguments: Any) -> Itera
 
     from amd_lightning import ranks
 
-    if sys.platform == "linux":  # all on this machine; a host's name may lead to an address that is not its own
+    if (
+        sys.platform == "linux"
+    ):  # all on this machine; a host's name may lead to an address that is not its own
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +183,11 @@ class _Watch:
     def _words(self, rank: int, status: int | None, said: Path) -> str:
         if said.is_file():
             return f"process {rank} of the run (from 0) failed, the others ended with it: {said.read_text()}"
-        how = f"was killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
+        how = (
+            f"was killed by signal {-status}"
+            if status is not None and status < 0
+            else f"ended with status {status}"
+        )
         return f"process {rank} of the run (from 0) {how}, and the others with it"
 
     def wait_for_a_death(self, seconds: float) -> None:

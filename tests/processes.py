@@ -14,7 +14,9 @@ import torch.multiprocessing
 from amd_lightning import ranks
 
 
-def on_ranks(count: int, work: Callable[..., Any], *arguments: Any, folder: Path, seconds: int = 60) -> list[Any]:
+def on_ranks(
+    count: int, work: Callable[..., Any], *arguments: Any, folder: Path, seconds: int = 60
+) -> list[Any]:
     """What `work(*arguments)` returns on each of `count` ranks.
 
     Args:

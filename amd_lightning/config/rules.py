@@ -22,8 +22,8 @@ from amd_lightning.config.choices import (
     WandbMode,
     Writer,
 )
-from amd_lightning.config.method import ObjectiveConfig
 from amd_lightning.config.device_rules import device_ignoring_rules, device_problems
+from amd_lightning.config.method import ObjectiveConfig
 from amd_lightning.config.pair_rules import pair_ignoring_rules, pair_problems
 from amd_lightning.config.schema import RunConfig
 
