@@ -112,6 +112,8 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
             checkpoint_every=config.trainer.checkpoint_every,
             progress=str(config.trainer.progress),
             keep_checkpoints=config.trainer.keep_checkpoints,
+            sharded_teacher=config.trainer.teacher == "sharded",
+            strategy="ddp" if config.trainer.strategy == "auto" else config.trainer.strategy,
         ),
         cache=cache,
         folder=folder,

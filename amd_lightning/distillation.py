@@ -8,6 +8,7 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from amd_lightning import ranks
 from amd_lightning.checkpoint_files import FOLDER
 from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.errors import Interrupted
@@ -83,7 +84,11 @@ def distil(
     module = spec.make_module(student, teacher)
     checkpoint = _begin(module, resume)
     before = Remembered() if checkpoint is None else remembered_in(checkpoint)
-    loggers = [csv_logger(spec.folder, before.rows, before.columns), *spec.loggers(before.wandb)]
+    if ranks.rank() > 0:  # each rank draws from streams of its own; critics are drawn alike before
+        L.seed_everything(seed_for(f"distil rank {ranks.rank()}", spec.seed), verbose=False)
+    loggers: list[Logger] = []
+    if ranks.rank() == 0:
+        loggers = [csv_logger(spec.folder, before.rows, before.columns), *spec.loggers(before.wandb)]
 
     def validation() -> Mapping[str, float | None]:
         axes = {"update": module.update, **module.axes()}
@@ -120,6 +125,7 @@ def distil(
                     last,
                 ],
             )
+    stopping.agree()
     if stopping.signum is not None:
         raise Interrupted(stopping.signum, module.update, module.updates)
     return Distilled(
@@ -135,11 +141,18 @@ def _begin(module: DistillationModule, resume: Path | None) -> Checkpoint | None
     """Bring the module to where it was; None where it begins."""
     if resume is None:
         return None
-    found = (resume, load(resume)) if resume.is_file() else newest(resume)
-    if found is None:
+    checkpoint = None
+    if resume.is_dir() or not resume.exists():
+        path = None
+        if ranks.rank() == 0:  # which one is whole is for one rank to say
+            path, checkpoint = newest(resume) or (None, None)
+        path = ranks.of_first(path)
+    else:
+        path = resume
+    if path is None:
         log.info("distil: no checkpoint to go on from, beginning at update 0")
         return None
-    path, checkpoint = found
+    checkpoint = checkpoint or load(path)
     restore(module, checkpoint)
     log.info("distil: going on after update %d of %d (%s)", module.update, module.updates, path)
     return checkpoint

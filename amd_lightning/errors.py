@@ -48,6 +48,10 @@ class CheckpointError(UserError):
     """A checkpoint of training cannot be used: it is damaged, or another run's."""
 
 
+class RankError(UserError):
+    """Another process of a run on several devices died; the message says which and why."""
+
+
 class NonFiniteError(UserError):
     """A loss or gradient is not finite; the message names the update and the term."""
 

@@ -251,9 +251,18 @@ def _with_base(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found | {"base": fingerprint(*adapters.base_of(folder))} if adapters.is_adapter(folder) else found
 
 
-def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path, max_tokens: int) -> None:
+def save_policy(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    max_tokens: int,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Weights (safetensors), configs and tokenizer, as `from_pretrained` loads them without this project;
-    adapters are merged into what is saved, not into the policy."""
+    adapters are merged into what is saved, not into the policy.
+
+    `weights` stand in for those of a policy that is spread over ranks.
+    """
     model = adapters.merged(policy.model) if adapters.has_adapters(policy.model) else policy.model
     model.generation_config = GenerationConfig(
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
@@ -262,5 +271,5 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerFast, folder: Path
         max_new_tokens=max_tokens,
     )
     with without_bars():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
     tokenizer.save_pretrained(folder)

@@ -1,5 +1,8 @@
 """The stages of a run: teacher → student start → teacher's samples and responses → distil → evaluate.
 
+On several ranks, rank 0 makes artifacts by itself and the others wait: distillation is what takes the time,
+and it and the student's evaluation are shared among all. Rank 0 alone writes.
+
 Everything before distillation is an artifact whose key is a digest of exactly what determines it, so
 runs that differ in β, distance or critic share teacher, student start and what the teacher wrote. Every
 stage seeds itself and reads its inputs from stored files: whether an artifact was made or found changes
@@ -17,7 +20,7 @@ from typing import Any
 
 import lightning as L
 
-from amd_lightning import starts
+from amd_lightning import ranks, starts
 from amd_lightning.cache import Artifact
 from amd_lightning.data.examples import Split, TokenisedExample
 from amd_lightning.distillation import distil
@@ -29,6 +32,7 @@ from amd_lightning.models import save_policy
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
+from amd_lightning.sharding import whole_weights
 from amd_lightning.spec import ModelSpec, RunSpec
 from amd_lightning.stopping import Stopping
 from amd_lightning.teacher_cache import with_teacher
@@ -281,11 +285,9 @@ class Pipeline:
                 stopping=self.stopping,
             )
         self.outcome.seconds["distil"] += done.seconds_before
-        save_policy(student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens)
-        if spec.student.lora is not None:
-            starts.save_adapters(
-                spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
-            )
+        weights = whole_weights(student.model)
+        if ranks.rank() == 0:
+            self._save(student, weights)
         self.outcome.parameters["student"] = student.parameter_count
         self.outcome.loggers = done.loggers
         self.outcome.validation = dict(done.validation)
@@ -297,6 +299,16 @@ class Pipeline:
     def _texts(self, responses: list[list[int]]) -> list[str]:
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def _save(self, student: Policy, weights: Mapping[str, Any] | None) -> None:
+        spec = self.spec
+        save_policy(
+            student, self.tokenizer, spec.folder / "student", spec.task.limits.response_tokens, weights
+        )
+        if spec.student.lora is not None:
+            starts.save_adapters(
+                spec.student, student, self.tokenizer, spec.folder / "student_adapters", spec.cache
+            )
 
     def _seconds_after_training(self) -> float:
         """What the last validation and the student's evaluation will take, going by the student start's."""
@@ -396,7 +408,9 @@ class Pipeline:
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None], name: str | None = None
     ) -> Artifact:
         """An artifact, noted in the outcome under `name` where a run has several of a kind."""
-        artifact = self.spec.cache.get_or_make(kind, {"format": FORMAT, **inputs}, make)
+        artifact = ranks.first_alone(
+            lambda: self.spec.cache.get_or_make(kind, {"format": FORMAT, **inputs}, make)
+        )
         name = name or kind
         self.outcome.seconds[name] = artifact.seconds
         self.outcome.cached[name] = artifact.cached

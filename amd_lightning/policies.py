@@ -28,6 +28,8 @@ class Policy(nn.Module, ABC):
         super().__init__()
         self.model = model
         self._vocabulary_limit: int | None = None
+        self.sharded = False
+        """Spread over several ranks (`sharding.py`), which then call it together."""
 
     # -- what a family says --------------------------------------------------------------------
 
@@ -150,7 +152,7 @@ class Policy(nn.Module, ABC):
         choice["no_repeat_ngram_size"] = no_repeat_ngram_size
         with self._generating(max_new_tokens=max_tokens, **choice):
             generated = self.model.generate(  # type: ignore[operator]  # a mixin that nn.Module hides
-                **inputs, logits_processor=mixing
+                **inputs, logits_processor=mixing, **({"synced_gpus": True} if self.sharded else {})
             )
         response_ids = generated[:, before:]
         return response_ids, until_end(response_ids, self.end_ids)

@@ -8,7 +8,8 @@ DistiLLM (Ko et al. 2024, arXiv 2402.03898; code) draws r once an update and tak
 batch: written anew if r < φ(1 − t/T), replayed if r < φ, else the data. In expectation that is
 φ·on + (1 − φ)·off with the on-policy half anew with probability 1 − t/T. Here φ = 1 − β is the weight itself
 (`modules.adaptive.AdaptiveBeta` moves it), every update has both halves, and only "anew or replayed" is
-drawn, from the buffer's own random stream, so that processes with one seed decide alike.
+drawn, from the buffer's own random stream, so that processes with one seed decide alike. Every rank holds the
+rows of all, draws for all, and takes its part: replay on several ranks is that on one.
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import Sampler
 from amd_lightning.types import PromptBatch, Rollout
@@ -95,16 +97,16 @@ class ReplayBuffer:
         full = len(self.rows) == self.capacity
         if not full or float(torch.rand((), generator=self.generator)) < share:
             written = sampler(student, prompt)
-            self.rows.extend(unpadded(written, update))
+            self.rows.extend(ranks.gathered(unpadded(written, update)))
             self.writings += 1
             if not self.shuffle:
                 self.age = 0.0
                 return written
-        count, device = len(prompt.input_ids), prompt.input_ids.device
+        count, device = len(prompt.input_ids) * ranks.world_size(), prompt.input_ids.device
         chosen = torch.randperm(len(self.rows), generator=self.generator)[:count].tolist()
         rows = [self.rows[place] for place in chosen]
         self.age = sum(update - row.written for row in rows) / len(rows)
-        return padded(rows).to(device)
+        return padded(rows[ranks.share(count)]).to(device)
 
     def metrics(self) -> dict[str, float]:
         """See `Replay`."""
@@ -152,9 +154,10 @@ class Reuse:
         if self.rows and self.served < self.times:
             self.served += 1
             self.age = float(update - self.rows[0].written)
-            return padded(self.rows).to(prompt.input_ids.device)
+            own = self.rows[ranks.share(len(self.rows))]
+            return padded(own).to(prompt.input_ids.device)
         written = sampler(student, prompt)
-        self.rows = unpadded(written, update)
+        self.rows = ranks.gathered(unpadded(written, update))
         self.served, self.age = 1, 0.0
         self.writings += 1
         return written

@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 
 FREE = (
     "output_dir resume logger cache trainer.progress trainer.threads trainer.time_budget "
-    "trainer.checkpoint_every trainer.keep_checkpoints"
+    "trainer.checkpoint_every trainer.keep_checkpoints trainer.devices trainer.nodes "
+    "trainer.strategy trainer.teacher"
 ).split()
 """Knobs and sections that may change while a run is interrupted: they say how it is shown and where it lies.
-(threads: other sums are rounded otherwise.)"""
+(threads and devices: other sums are rounded otherwise, and other devices draw from other streams.)"""
 
 UPDATES = "optim.student.updates"
 SHOWN = 12

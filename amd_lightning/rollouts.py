@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.policies import Policy
 from amd_lightning.types import Batch, PromptBatch, Rollout, join_responses, stack_prompts
 
@@ -86,12 +87,16 @@ def token_weights(rollout: Rollout, beta: float, normalise: str) -> Tensor:
 
     `normalise` = "token" makes each source a mean over its tokens, "sequence" a mean over its
     responses of the sum over their tokens (Σ_t E, as the game is written). 0 outside the mask; a
-    weighted sum over all tokens, however they are cut into micro-batches, is the loss.
+    weighted sum over all tokens, however they are cut into micro-batches and over ranks, is the loss: what
+    is counted is counted over all ranks.
     """
     # float32 whatever torch's default, which precision=bf16-true lowers: the shares must add up to 1.
     weight = torch.zeros_like(rollout.response_mask, dtype=torch.float32)
-    for source, share in ((rollout.off_policy, beta), (~rollout.off_policy, 1.0 - beta)):
-        counted = rollout.response_mask & source.unsqueeze(-1)
-        units = counted.sum() if normalise == "token" else counted.any(-1).sum()
-        weight = torch.where(counted, share / units.clamp(min=1).float(), weight)
+    sources = [
+        rollout.response_mask & source.unsqueeze(-1) for source in (rollout.off_policy, ~rollout.off_policy)
+    ]
+    units = [counted.sum() if normalise == "token" else counted.any(-1).sum() for counted in sources]
+    shares = (beta, 1.0 - beta)
+    for counted, share, count in zip(sources, shares, ranks.total(torch.stack(units)), strict=True):
+        weight = torch.where(counted, share / count.clamp(min=1).float(), weight)
     return weight

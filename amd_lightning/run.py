@@ -30,6 +30,7 @@ from amd_lightning.config.choices import Source
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.description import describe, without_secrets
 from amd_lightning.errors import ConfigError, Interrupted, PointError, UserError
+from amd_lightning.launching import joined_outside, others_started, outside
 from amd_lightning.resume import Start, going_on, how_to_go_on, start, unfinished_beside
 from amd_lightning.stopping import Stopping
 from amd_lightning.sweep import begin, end, label, measured, own, resumed
@@ -40,6 +41,9 @@ log = logging.getLogger("amd_lightning")
 
 OWN_FILES = ("config.yaml", "run.log")
 """What a run writes before its first stage."""
+
+OTHERS = "amd_lightning.run:work_with_rank_0"
+"""What the other processes of a run on several devices do."""
 
 NO_DIRECTORY = "the run's directory cannot be used ({}); set hydra.run.dir=DIR or hydra.sweep.dir=DIR"
 
@@ -123,6 +127,10 @@ def hydra_main(composed: DictConfig) -> float | None:
 
     def make() -> tuple[RunConfig, float | None]:
         config = validated(composed, overrides, refuse_ignored=single)
+        if not single and outside() is not None:
+            raise ConfigError(
+                ["a sweep is started by one process: give each point its own with trainer.devices=N"]
+            )
         _refuse_two_places(config.resume, list(state.overrides.hydra), single)
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
@@ -190,6 +198,23 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
     Returns:
         `evaluation.metric` on the validation split after the last update.
     """
+    trainer = config.trainer
+    with joined_outside(trainer.devices, trainer.nodes, _on_gpus(config)) as place:
+        if place is not None and place.rank > 0:
+            work_with_rank_0(config)
+            return None
+        return _as_rank_0(config, plain, command)
+
+
+def _on_gpus(config: RunConfig) -> bool:
+    if config.trainer.accelerator == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _as_rank_0(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:
     stopping = Stopping(config.trainer.time_budget and 60.0 * config.trainer.time_budget)
     plain = without_secrets(plain)
     begin = start(config.resume, Path(config.output_dir).absolute(), plain)
@@ -204,6 +229,10 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
     try:
         if begin.finished is not None:
             log.info("%s holds this run, finished: nothing to do (remove it to run again)", folder)
+            if outside() is not None:
+                from amd_lightning import ranks
+
+                ranks.of_first(None)
             return _metric(config, begin.finished["validation"], str(begin.finished["quality"]))
         return _run(config, plain, command, begin, stopping)
     except KeyboardInterrupt as stopped:
@@ -226,6 +255,7 @@ def _run(
     import torch
     from rich.console import Console
 
+    from amd_lightning import ranks
     from amd_lightning.analysis.card import model_card
     from amd_lightning.analysis.figures import draw_curves, draw_models
     from amd_lightning.analysis.tables import models_table, sets_table
@@ -249,7 +279,9 @@ def _run(
     (folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped, or is to be longer
     quiet_libraries()
     try:
-        outcome = Pipeline(build(config, plain), begin.checkpoint, stopping).run()
+        with others_started(config.trainer.devices, _on_gpus(config), OTHERS, config):
+            ranks.of_first((str(folder), begin.checkpoint))
+            outcome = Pipeline(build(config, plain), begin.checkpoint, stopping).run()
     except SystemExit as stopped:  # what Lightning makes of a signal while it trains
         raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
     results = assemble(outcome, describe(config, command))
@@ -276,6 +308,30 @@ def _run(
             soft_wrap=True,
         )
     return _metric(config, outcome.validation, outcome.quality)
+
+
+def work_with_rank_0(config: RunConfig) -> None:
+    """The same stages on another rank, which says and writes nothing of its own."""
+    import torch
+
+    from amd_lightning import ranks
+    from amd_lightning.build import build
+    from amd_lightning.pipeline import Pipeline
+    from amd_lightning.training import quiet_libraries
+
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    logging.getLogger().setLevel(logging.ERROR)  # what is to be said, rank 0 says
+    quiet_libraries()
+    stopping = Stopping(config.trainer.time_budget and 60.0 * config.trainer.time_budget)
+    told = ranks.of_first(None)
+    if told is None:
+        return
+    config.output_dir, checkpoint = told
+    try:
+        Pipeline(build(config, {}), checkpoint, stopping).run()
+    except SystemExit as stopped:
+        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
 
 
 def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: str) -> float | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from amd_lightning import ranks
 from amd_lightning.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -72,4 +73,10 @@ class Stopping:
         if self.deadline is not None and self.signum is None:
             left = self.deadline - time.monotonic()
             self.out_of_time = left < self.reserve + self._longest
+        self.agree()
         return self.signum is not None or self.out_of_time
+
+    def agree(self) -> None:
+        """What one rank heard or ran out of holds for all: they stop after the same update."""
+        self.signum = ranks.largest(self.signum or 0) or None
+        self.out_of_time = bool(ranks.largest(int(self.out_of_time)))

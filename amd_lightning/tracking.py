@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from rich.progress import BarColumn, TimeRemainingColumn
 
-from amd_lightning import checkpoint_files
+from amd_lightning import checkpoint_files, ranks
+from amd_lightning.errors import NonFiniteError
 from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.stopping import Stopping
@@ -127,7 +128,7 @@ class Validate(Callback):
 
     def _validate(self, module: DistillationModule) -> None:
         axes = module.axes()  # of the student that is measured: before it takes its time
-        self.latest = dict(self.measure())
+        self.latest = ranks.of_first(dict(self.measure()))
         self.update = module.update
         found = {f"valid/{name}": value for name, value in self.latest.items() if value is not None}
         module.log_to_all({**axes, **found})
@@ -184,7 +185,8 @@ class LastCheckpoint(Checkpoint):
         self.validate = validate
         self.metric = metric
         self.best = best
-        (folder / checkpoint_files.WRITING).unlink(missing_ok=True)
+        if ranks.rank() == 0:
+            (folder / checkpoint_files.WRITING).unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -198,7 +200,10 @@ class LastCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        if not isinstance(exception, KeyboardInterrupt):  # who is in a hurry wants no file of half an update
+        # What befell this rank alone leaves nobody to write with; a number that is not finite is everybody's.
+        together = ranks.world_size() == 1 or isinstance(exception, NonFiniteError)
+        # Who is in a hurry wants no file of half an update.
+        if together and not isinstance(exception, KeyboardInterrupt):
             with contextlib.suppress(OSError, RuntimeError):  # the exception itself is what matters
                 self.folder.mkdir(parents=True, exist_ok=True)
                 trainer.save_checkpoint(self.folder / checkpoint_files.FAILED)
@@ -232,7 +237,12 @@ class LastCheckpoint(Checkpoint):
         writing = self.folder / checkpoint_files.WRITING
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(writing)
+            try:
+                trainer.save_checkpoint(writing)
+            except (OSError, RuntimeError):
+                if ranks.rank() == 0:  # who wrote: the others wait for its having written
+                    trainer.strategy.barrier()
+                raise
             if trainer.is_global_zero:
                 if best:  # before it is the last: that one says that the best is this
                     checkpoint_files.keep_as_best(writing, self.folder)

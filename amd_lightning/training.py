@@ -13,10 +13,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
 
+from amd_lightning import ranks
 from amd_lightning.data.datamodule import DistillationDataModule
 from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.optim import Optimisation
+from amd_lightning.strategies import trainer_options
 from amd_lightning.tracking import StageBar, StageLines
 from amd_lightning.training_state import SyncedFile
 
@@ -31,7 +33,10 @@ class StageSpec(NamedTuple):
 
 
 class TrainerSpec(NamedTuple):
-    """Where and how precisely everything is trained, and how it is shown ("auto", "bar", "lines", "off")."""
+    """Where and how precisely everything is trained, and how it is shown ("auto", "bar", "lines", "off").
+
+    `strategy` ("ddp" or "sharded") is that of several ranks, see `strategies`.
+    """
 
     accelerator: str
     precision: str
@@ -40,6 +45,8 @@ class TrainerSpec(NamedTuple):
     checkpoint_every: int
     progress: str
     keep_checkpoints: int = 2
+    strategy: str = "ddp"
+    sharded_teacher: bool = False
 
 
 def fit(
@@ -57,6 +64,8 @@ def fit(
 ) -> None:
     """Train `module` up to update `spec.updates` on stored responses; one that was restored goes on.
 
+    On several ranks each takes its part of every batch: the batch is what one process would see.
+
     Args:
         stage: what the progress is called.
         seed: of the data's order; the global random streams are the caller's.
@@ -70,8 +79,10 @@ def fit(
         seed=seed,
         pad_id=pad_id,
         start=module.update,
+        share=ranks.share(spec.batch_size),
     )
-    progress = _progress(stage, trainer.progress)
+    progress = _progress(stage, trainer.progress) if ranks.rank() == 0 else []
+    options, environment = trainer_options(trainer.strategy, trainer.sharded_teacher)
     with warnings.catch_warnings():
         # One worker reads lists that are in memory; there is nothing to gain from more.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -80,25 +91,25 @@ def fit(
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         L.Trainer(
             accelerator=trainer.accelerator,
-            devices=1,
             precision=trainer.precision,  # type: ignore[arg-type]  # one of config's choices
             max_epochs=1,
             logger=list(loggers) or False,
             log_every_n_steps=1,  # the module logs by itself, as often as `log_every` says
             callbacks=[*progress, *callbacks],
-            plugins=[SyncedFile()],
+            plugins=[SyncedFile(), *environment],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, StageBar) for callback in progress),
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
+            **options,
         ).fit(module, datamodule=data)
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Where policies respond and are measured outside of the trainer: the first CUDA device, or the CPU."""
+    """Where policies respond and are measured outside of the trainer: this rank's CUDA device, or the CPU."""
     gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", 0) if gpu else torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank()) if gpu else torch.device("cpu")
 
 
 def seed_for(stage: str, seed: int) -> int:

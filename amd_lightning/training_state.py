@@ -20,6 +20,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
+from amd_lightning import ranks
 from amd_lightning.checkpoint_files import all_last
 from amd_lightning.errors import CheckpointError
 
@@ -127,11 +128,15 @@ class Remembered(NamedTuple):
 
 
 def add_state(checkpoint: Checkpoint, module: L.LightningModule, remembered: Remembered) -> None:
-    """Complete Lightning's checkpoint: random streams and what is remembered; frozen weights go."""
+    """Complete Lightning's checkpoint: random streams (of every rank) and what is remembered; frozen weights
+    go."""
     for name in _frozen(module):
         checkpoint["state_dict"].pop(name, None)
     plain = {**remembered._asdict(), "validation": dict(remembered.validation)}
-    checkpoint[GOING_ON] = {"format": FORMAT, "random": random_streams(), "remembered": plain}
+    own, *others = ranks.gathered([random_streams()])
+    checkpoint[GOING_ON] = {"format": FORMAT, "random": own, "remembered": plain}
+    if others:
+        checkpoint[GOING_ON]["random_of_others"] = others
 
 
 def remembered_in(checkpoint: Checkpoint) -> Remembered:
@@ -180,5 +185,17 @@ class Restore(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._checkpoint is not None:
-            set_random_streams(self._checkpoint[GOING_ON]["random"])
+            self._set_random_streams(self._checkpoint[GOING_ON])
             self._checkpoint = None  # it holds as much as both networks and their optimizers
+
+    def _set_random_streams(self, going_on: Mapping[str, Any]) -> None:
+        streams = [going_on["random"], *going_on.get("random_of_others", [])]
+        if len(streams) != ranks.world_size() and ranks.rank() == 0:
+            log.warning(
+                "the checkpoint is of %d processes and %d go on: the student's responses are drawn otherwise "
+                "than in a run that was never interrupted",
+                len(streams),
+                ranks.world_size(),
+            )
+        if ranks.rank() < len(streams):
+            set_random_streams(streams[ranks.rank()])

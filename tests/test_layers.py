@@ -13,21 +13,24 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "amd_lightning"
 
 DATA = "data.examples data.sources data.embedded data.tokenizer data.prompts data.loading"
-EVALUATION = "data.examples policies objectives types errors"
-MODULES = f"objectives critics policies rollouts replay types errors {DATA} evaluation"
+EVALUATION = "ranks data.examples policies objectives types errors"
+MODULES = f"ranks objectives critics policies rollouts replay types errors {DATA} evaluation"
 COMPARED = (
     "analysis.runs analysis.compare.collect analysis.compare.methods analysis.compare.measures "
     "analysis.compare.statistics errors"
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-TRAINING = "checkpoint_files training_state metrics_file loggers stopping tracking training"
+TRAINING = (
+    "checkpoint_files training_state metrics_file loggers stopping sharding strategies tracking training"
+)
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
     "errors": "",
     "types": "",
+    "ranks": "",
     "objectives.moments": "",
     "objectives.divergences": "objectives.moments",
     "objectives.support": "objectives.moments",
@@ -38,8 +41,8 @@ LAYERS = {
     "critics": "types objectives.moments objectives.support",
     "policies": "types",
     "families": "policies types errors",
-    "rollouts": "policies types",
-    "replay": "rollouts policies types",
+    "rollouts": "ranks policies types",
+    "replay": "ranks rollouts policies types",
     "data.examples": "types errors",
     "data.sources": "data.examples errors",
     "data.embedded": "errors",
@@ -66,7 +69,7 @@ LAYERS = {
     "evaluation.harness": f"{EVALUATION} evaluation",
     "modules.optim": MODULES,
     "modules.diagnostics": MODULES,
-    "modules.horizon": "types objectives",
+    "modules.horizon": "ranks types objectives",
     "modules.adaptive": "",
     "modules.states": "modules.adaptive policies replay rollouts types",
     "modules.stored_teacher": "policies types",
@@ -84,12 +87,14 @@ LAYERS = {
     "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
     "checkpoint_files": "",
-    "stopping": "errors",
-    "training_state": "checkpoint_files errors",
+    "stopping": "ranks errors",
+    "training_state": "ranks checkpoint_files errors",
     "metrics_file": "",
     "loggers": "evaluation modules.diagnostics errors",
-    "tracking": "modules types errors checkpoint_files training_state metrics_file stopping",
-    "training": "data modules tracking training_state types errors",
+    "tracking": "ranks modules types errors checkpoint_files training_state metrics_file stopping",
+    "sharding": "policies types",
+    "strategies": "ranks sharding",
+    "training": "ranks strategies data modules tracking training_state types errors",
     "config.choices": "",
     "config.knobs": "",
     "config.data": "config.choices config.knobs",
@@ -98,6 +103,7 @@ LAYERS = {
     "config.running": "config.choices config.knobs",
     "config.schema": "config.knobs config.data config.pair config.method config.running",
     "config.pair_rules": "config.choices config.schema",
+    "config.device_rules": "config.schema",
     "config.rules": "config",
     "planning.shapes": "errors",
     "planning.activations": "planning.shapes",
@@ -157,8 +163,10 @@ LAYERS = {
     "plan": "planning config cli build objectives errors",
     "reference": "analysis modules.diagnostics compare judge push presets show_data evaluate cli",
     "resume": "checkpoint_files errors",
+    "launching": "ranks errors",
     "run": (
-        f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
+        f"{STAGES} description launching pipeline results resume stopping build cli sweep sweep_index config "
+        "analysis"
     ),
 }
 # Nobody else sees a configuration object.

@@ -22,6 +22,7 @@ from amd_lightning.config.choices import (
     WandbMode,
     Writer,
 )
+from amd_lightning.config.device_rules import device_ignoring_rules, device_problems
 from amd_lightning.config.method import ObjectiveConfig
 from amd_lightning.config.pair_rules import pair_ignoring_rules, pair_problems
 from amd_lightning.config.schema import RunConfig
@@ -128,6 +129,7 @@ def _rule_problems(config: RunConfig) -> Iterator[str]:
             f"pair.teacher.architecture.family={families[0]} and pair.student.architecture.family="
             f"{families[1]} must be the same: a prompt is written for one family"
         )
+    yield from device_problems(config)
     if optim.student.updates == 0:
         yield "optim.student.updates=0 distils nothing"
     for key, stage in (
@@ -327,6 +329,7 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
             yield llama, f"pair.{name}.architecture.{key}", f"pair.{name}.architecture.family=llama"
         yield getattr(optim, stage).updates == 0, f"optim.{stage}", f"optim.{stage}.updates=0"
     yield from pair_ignoring_rules(config)
+    yield from device_ignoring_rules(config)
     brings = f"pair.teacher.path={pair.teacher.path}, which brings its tokenizer"
     yield pair.teacher.path is not None, "pair.tokenizer", brings
     for name in ("teacher", "student_start", "student", "critic"):

@@ -104,6 +104,19 @@ class TrainerConfig:
     """Lightning's trainer."""
 
     accelerator: str = knob("cpu", "where to train", choices=("cpu", "gpu", "auto"))
+    devices: int = knob(1, "processes on this machine, one a device (a GPU, or CPU threads)", low=1)
+    nodes: int = knob(1, "machines; with more than one, torchrun or srun starts every process", low=1)
+    strategy: str = knob(
+        "auto",
+        "of several devices: ddp, every one holds both models; sharded, the student and the critics are "
+        "spread over all (FSDP2); auto is ddp",
+        choices=("auto", "ddp", "sharded"),
+    )
+    teacher: str = knob(
+        "replicated",
+        "with strategy=sharded: a whole teacher on every device, or spread as well",
+        choices=("replicated", "sharded"),
+    )
     precision: str = knob(
         "32-true", "numeric precision of training", choices=("32-true", "bf16-true", "bf16-mixed")
     )

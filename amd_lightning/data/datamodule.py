@@ -24,14 +24,24 @@ class UpdateSampler(Sampler[list[int]]):
         updates: how many updates.
         seed: of the order.
         start: the first update.
+        share: the part of every batch to give, one rank's; None for all of it.
     """
 
-    def __init__(self, rows: int, batch_size: int, updates: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        updates: int,
+        seed: int,
+        start: int = 0,
+        share: slice | None = None,
+    ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.updates = updates
         self.seed = seed
         self.start = start
+        self.share = share or slice(None)
 
     def __len__(self) -> int:
         return self.updates - self.start
@@ -45,7 +55,7 @@ class UpdateSampler(Sampler[list[int]]):
                     epoch = position // self.rows
                     order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
                 batch.append(int(order[position % self.rows]))
-            yield batch
+            yield batch[self.share]
 
 
 class DistillationDataModule(L.LightningDataModule):
@@ -58,6 +68,7 @@ class DistillationDataModule(L.LightningDataModule):
         seed: of the order.
         pad_id: fills prompts and responses up to a common length.
         start: the first update; a run that goes on sees the batches that it would have seen.
+        share: the part of every batch to give, see `UpdateSampler`.
     """
 
     def __init__(
@@ -69,10 +80,11 @@ class DistillationDataModule(L.LightningDataModule):
         seed: int,
         pad_id: int,
         start: int = 0,
+        share: slice | None = None,
     ) -> None:
         super().__init__()
         self.train = train
-        self.sampler = UpdateSampler(len(train), batch_size, updates, seed, start)
+        self.sampler = UpdateSampler(len(train), batch_size, updates, seed, start, share)
         self.pad_id = pad_id
 
     def train_dataloader(self) -> DataLoader[Rollout]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
@@ -42,7 +44,8 @@ def respond_to_all(
     """One response to every prompt, in batches ordered by `batches`; drawn at temperature 1 with a seed,
     else the best that `decoding` finds.
 
-    The caller's random stream is left as it was.
+    The caller's random stream is left as it was. Several ranks write a batch each in turn, and each gets all
+    that was written; draws then come from a stream a batch.
 
     Args:
         scored: whether the text is what counts; draws that stand for the policy itself, as states or in a
@@ -52,11 +55,15 @@ def respond_to_all(
         Rollouts on the CPU, C = 1, marked on-policy, in the order of `batches(examples, …)`.
     """
     device = next(policy.parameters()).device
-    written = []
+    written: list[tuple[int, Rollout]] = []
+    order = list(batches(examples, decoding.batch_size))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
             torch.manual_seed(seed)
-        for batch in batches(examples, decoding.batch_size):
+        for place, counts in ranks.turns(len(order)):
+            batch = order[place]
+            if seed is not None and ranks.world_size() > 1:
+                torch.manual_seed(seed * 1_000_003 + place)
             prompt = collate([examples[row] for row in batch], pad_id).to(device).prompt
             response_ids, mask = policy.respond(
                 prompt,
@@ -68,8 +75,9 @@ def respond_to_all(
             )
             off_policy = torch.zeros(len(batch), 1, dtype=torch.bool, device=device)
             rollout = Rollout(prompt, response_ids.unsqueeze(1), mask.unsqueeze(1), off_policy)
-            written.append(rollout.to(torch.device("cpu")))
-    return written
+            if counts:
+                written.append((place, rollout.to(torch.device("cpu"))))
+    return [rollout for _, rollout in sorted(ranks.gathered(written), key=itemgetter(0))]
 
 
 def batches(examples: Sequence[TokenisedExample], size: int) -> Iterator[list[int]]:

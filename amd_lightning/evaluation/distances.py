@@ -1,11 +1,13 @@
 """Distances between student and teacher on fixed held-out states, for whatever was trained."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.objectives.divergences import js, kl, rkl, tv
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
@@ -66,7 +68,8 @@ def compare(
             ones written by `student` the on-policy distance.
         watch: is shown every chunk on its way, so that one pass serves for more than distances.
 
-    Student and teacher are left in evaluation mode.
+    Student and teacher are left in evaluation mode. Several ranks take rollouts in turn, `watch` sees this
+    rank's, and what is found is that of all.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in (*DISTANCES, "log_ratio", "response")}
     for chunk in _chunks(student, teacher, rollouts, logits_at_once):
@@ -77,11 +80,22 @@ def compare(
         found["response"].append(chunk.response)
         if watch is not None:
             watch(chunk)
-    whole = {name: torch.cat(parts) for name, parts in found.items()}
+    whole = _of_all_ranks(found)
     response = whole.pop("response")
     of_tokens = whole.pop("log_ratio")
     log_ratio = of_tokens.new_zeros(int(response[-1]) + 1).index_add(0, response, of_tokens)
     return Comparison(whole, log_ratio, response)
+
+
+def _of_all_ranks(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """What the ranks found, in the order of responses: none is on two of them."""
+    whole = {name: torch.cat(parts) for name, parts in found.items() if parts}
+    if ranks.world_size() > 1:
+        parts = [part for part in ranks.gathered([whole]) if part]
+        whole = {name: torch.cat([part[name] for part in parts]) for name in found}
+        order = whole["response"].argsort(stable=True)
+        whole = {name: values[order] for name, values in whole.items()}
+    return whole
 
 
 def _chunks(
@@ -91,16 +105,17 @@ def _chunks(
     teacher.eval()
     device = next(student.parameters()).device
     size = max(1, logits_at_once // (2 * teacher.vocabulary_size))
-    responses = 0
-    for rollout in rollouts:
+    rollouts = list(rollouts)
+    before = [0, *accumulate(rollout.off_policy.numel() for rollout in rollouts)]
+    for place, counts in ranks.turns(len(rollouts)):
+        rollout = rollouts[place]
         mask = rollout.response_mask
         lengths = mask.sum(-1).flatten().cpu()
-        response = responses + torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        responses += len(lengths)
+        response = before[place] + torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         rollout = rollout.to(device)
         actions = rollout.response_ids[rollout.response_mask]
         student_hidden, teacher_hidden = student.hidden(rollout), teacher.hidden(rollout)
-        for start in range(0, len(actions), size):
+        for start in range(0, len(actions) if counts else 0, size):
             rows = slice(start, start + size)
             yield Chunk(
                 response[rows],

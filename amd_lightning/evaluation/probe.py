@@ -13,11 +13,13 @@ systematic; values slightly below 0 are the error of what it learned from a fini
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.evaluation.distances import Chunk
 from amd_lightning.objectives.support import TAIL, Support, top_k_support
 
@@ -72,7 +74,7 @@ class ProbeStates:
     def __init__(self, half: Tensor) -> None:
         """`half` [S]: of each response, see `halves`."""
         self.half = half
-        self._parts: dict[int, list[States]] = {FIT: [], MEASURE: []}
+        self._parts: dict[int, list[tuple[int, States]]] = {FIT: [], MEASURE: []}
 
     def add(self, chunk: Chunk) -> None:
         """Keep what is needed of a chunk."""
@@ -82,13 +84,13 @@ class ProbeStates:
             if len(rows):
                 policies = (chunk.log_p[rows].float(), chunk.log_q[rows].float())
                 support = top_k_support(*policies, ALPHA, ACTIONS)
-                parts.append(States(chunk.teacher_hidden[rows].float(), support))
+                states = States(chunk.teacher_hidden[rows].float(), support)
+                parts.append((int(chunk.response[0]), states))
 
     def measure(self) -> tuple[float, float] | None:
-        """See `probe`; None where there are too few responses for two halves."""
-        if not all(self._parts.values()):
-            return None
-        return probe(*(_joined(parts) for parts in self._parts.values()))
+        """See `probe`; None where there are too few responses for two halves. Of all ranks together."""
+        fit, held_out = (_of_all_ranks(parts) for parts in self._parts.values())
+        return probe(_joined(fit), _joined(held_out)) if fit and held_out else None
 
 
 def probe(fit: States, held_out: States) -> tuple[float, float]:
@@ -182,6 +184,20 @@ def _actions(support: Support) -> Tensor:
     count = support.difference.shape[-1]
     every = torch.arange(count, device=support.difference.device)
     return every.expand_as(support.difference).contiguous()
+
+
+def _of_all_ranks(parts: list[tuple[int, States]]) -> list[States]:
+    """Every rank's states, in the order of responses."""
+    if ranks.world_size() > 1:
+        device = parts[0][1].features.device if parts else torch.device("cpu")
+        everybody = ranks.gathered([(place, _to(states, torch.device("cpu"))) for place, states in parts])
+        parts = [(place, _to(states, device)) for place, states in sorted(everybody, key=itemgetter(0))]
+    return [states for _, states in parts]
+
+
+def _to(states: States, device: torch.device) -> States:
+    support = Support._make(None if part is None else part.to(device) for part in states.support)
+    return States(states.features.to(device), support)
 
 
 def _joined(parts: Sequence[States]) -> States:

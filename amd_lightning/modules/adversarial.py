@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.critics import CriticPair
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.diagnostics import token_values
@@ -106,6 +107,7 @@ class AdversarialModule(DistillationModule):
                 part = self.critic_loss(tokens, support)
                 self.manual_backward(part)
                 loss += part.item()
+            loss = ranks.totals([loss])[0]
             norm = self._step(optimizer, self.critics, loss, self.critic_optimisation.clip_norm, "critic")
         return {"critic/loss": loss, "critic/grad_norm": norm}
 

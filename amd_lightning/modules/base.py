@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from amd_lightning import ranks
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.diagnostics import AXES, TokenMeans, response_metrics, split_logged
@@ -99,6 +100,7 @@ class DistillationModule(L.LightningModule):
         self.chunk_tokens = chunk_tokens
         self.update = 0
         self.tokens_seen = {"off": 0, "on": 0, "teacher": 0}
+        self._teacher_read = 0
         self.latest: dict[str, float] = {}
         self._started_at = self._logged_at = time.perf_counter()
         self._seconds_before = 0.0
@@ -170,6 +172,7 @@ class DistillationModule(L.LightningModule):
             logged, others = split_logged(values)
             means.add(tokens, logged)
             kept.append((tokens, others))
+        loss = ranks.totals([loss])[0]
         self._require_finite(loss, "the student loss", "student")
         critic_metrics = self.critic_steps(kept)
         metrics = {"train/loss": loss, "train/learning_rate": optimizer.param_groups[0]["lr"]}
@@ -189,7 +192,7 @@ class DistillationModule(L.LightningModule):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_hidden, read = live_features(self.teacher, rollout)
-            self.tokens_seen["teacher"] += read
+            self._teacher_read += read
         return Tokens(
             student_hidden,
             teacher_hidden,
@@ -291,8 +294,11 @@ class DistillationModule(L.LightningModule):
 
     def _count_tokens(self, batch: Batch) -> None:
         per_response = batch.rollout.response_mask.sum(-1)
-        self.tokens_seen["off"] += int(per_response[batch.rollout.off_policy].sum())
-        self.tokens_seen["on"] += int(per_response[~batch.rollout.off_policy].sum())
+        off = int(per_response[batch.rollout.off_policy].sum())
+        on = int(per_response[~batch.rollout.off_policy].sum())
+        for source, count in zip(self.tokens_seen, ranks.totals([off, on, self._teacher_read]), strict=True):
+            self.tokens_seen[source] += int(count)
+        self._teacher_read = 0
 
     def _log(self, metrics: dict[str, float]) -> None:
         now = time.perf_counter()
@@ -340,7 +346,8 @@ class DistillationModule(L.LightningModule):
         return schedulers if isinstance(schedulers, list) else [schedulers]
 
     def _step(self, optimizer: Any, network: nn.Module, loss: float, clip_norm: float, who: str) -> float:
-        """Clip and step, unless the loss or a gradient is not finite. Returns the norm before clipping.
+        """Sum the gradients over ranks, clip and step, unless the loss or a gradient is not finite. Returns
+        the norm before clipping.
 
         Args:
             clip_norm: largest gradient norm, 0 for no clipping.
@@ -349,7 +356,8 @@ class DistillationModule(L.LightningModule):
         Raises:
             NonFiniteError: names the update and the term; no weight of `network` has been touched.
         """
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm or math.inf))
+        ranks.sum_gradients(network)
+        norm = float(ranks.whole(nn.utils.clip_grad_norm_(network.parameters(), clip_norm or math.inf)))
         self._require_finite(loss, f"the {who} loss", who)
         self._require_finite(norm, f"the gradient of the {who} loss", who)
         if optimizer is self._optimizers()[0]:
@@ -371,6 +379,9 @@ class DistillationModule(L.LightningModule):
             )
 
     # -- Lightning's hooks ---------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Nothing: `strategies.Sharded`, whose base wants this hook, spreads the networks."""
 
     def on_fit_start(self) -> None:
         self.student.train()  # `from_pretrained` gives a model in evaluation mode

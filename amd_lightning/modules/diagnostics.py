@@ -30,11 +30,13 @@ logs the same under another name. `AXES` stand in every row, validations' includ
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from amd_lightning import ranks
 from amd_lightning.objectives.divergences import tv
 from amd_lightning.objectives.moments import closed_form_critic, log_ratio, moment_gap
 from amd_lightning.types import Batch, Tokens
@@ -73,7 +75,10 @@ class TokenMeans:
         return total / count if count else None
 
     def metrics(self) -> dict[str, float]:
-        """The `train/*` values that per-token values give."""
+        """The `train/*` values that per-token values give, on all ranks together."""
+        if self._sums:
+            parts = ranks.gathered([(dict(self._sums), dict(self._counts))])
+            self._sums, self._counts = (_added(of_ranks) for of_ranks in zip(*parts, strict=True))
         gap, variation = self.mean("moment_gap"), self.mean("tv")
         found = {
             "train/moment_gap_off": self.mean("moment_gap", ["off"]),
@@ -85,6 +90,15 @@ class TokenMeans:
             "train/gap_over_tv": gap / (2.0 * variation) if gap is not None and variation else None,
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _added(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sums of what stands under one name."""
+    found: dict[str, Any] = defaultdict(int)
+    for part in parts:
+        for name, value in part.items():
+            found[name] += value
+    return found
 
 
 @torch.no_grad()
@@ -108,11 +122,9 @@ def response_metrics(batch: Batch, end_ids: Sequence[int]) -> dict[str, float]:
     """Length and share with EOS of the responses that the student wrote; nothing where it wrote none."""
     rollout = batch.rollout
     written = ~rollout.off_policy
-    if not bool(written.any()):
-        return {}
     mask, ids = rollout.response_mask[written], rollout.response_ids[written]
     ended = (torch.isin(ids, torch.tensor(list(end_ids), device=ids.device)) & mask).any(-1)
-    return {
-        "train/response_length": float(mask.sum(-1).float().mean()),
-        "train/eos_share": float(ended.float().mean()),
-    }
+    responses, tokens, ends = ranks.totals([len(mask), int(mask.sum()), int(ended.sum())])
+    if not responses:
+        return {}
+    return {"train/response_length": tokens / responses, "train/eos_share": ends / responses}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from amd_lightning import ranks
 from amd_lightning.objectives.kernels import kernel_advantages, kernel_scores, ngram_kernel
 from amd_lightning.objectives.policy_gradient import advantages
 from amd_lightning.types import Rollout
@@ -75,6 +76,8 @@ def kernel_costs(rollout: Rollout, kernel: SequenceKernel) -> Tensor:
 def batch_advantages(rollouts: Sequence[Rollout], costs: Sequence[Tensor], horizon: Horizon) -> list[Tensor]:
     """Each token's advantage over a whole batch, 0 on responses that the student did not write.
 
+    Baselines and centring look at the responses of all ranks.
+
     Args:
         rollouts: the batch's micro-batches.
         costs: [N_i] for the packed tokens of each.
@@ -91,17 +94,43 @@ def batch_advantages(rollouts: Sequence[Rollout], costs: Sequence[Tensor], horiz
         masks.append(pad(written, (0, length - mask.shape[-1])).flatten(0, 1))
         padded.append(pad(spread, (0, length - mask.shape[-1])).flatten(0, 1))
         groups.append(prompts.repeat_interleave(mask.shape[1]))
+    all_costs, all_masks, all_groups, own = _of_all_ranks(
+        torch.cat(padded), torch.cat(masks), torch.cat(groups), first
+    )
     found = advantages(
-        torch.cat(padded),
-        torch.cat(masks),
+        all_costs,
+        all_masks,
         discount=horizon.discount,
         centre=horizon.centre,
         baseline_kind=horizon.baseline,
-        group=torch.cat(groups),
+        group=all_groups,
         length_normalise=horizon.length_normalise,
-    )
+    )[own]
     packed = []
     for rollout, part in zip(rollouts, found.split([len(mask) for mask in masks]), strict=True):
         mask = rollout.response_mask
         packed.append(part.unflatten(0, mask.shape[:2])[..., : mask.shape[-1]][mask])
     return packed
+
+
+def _of_all_ranks(
+    costs: Tensor, masks: Tensor, groups: Tensor, prompts: int
+) -> tuple[Tensor, Tensor, Tensor, slice]:
+    """The rows of every rank, padded to a common length, and which are this rank's.
+
+    Args:
+        costs, masks: [S, T].
+        groups: [S], from 0; no two ranks have a prompt in common, and this one has so many.
+    """
+    if ranks.world_size() == 1:
+        return costs, masks, groups, slice(None)
+    parts = ranks.gathered([(costs.cpu(), masks.cpu(), groups.cpu(), prompts)])
+    length = max(mask.shape[1] for _, mask, _, _ in parts)
+    rows, others = [], 0
+    for cost, mask, group, count in parts:
+        room = (0, length - mask.shape[1])
+        rows.append((pad(cost, room), pad(mask, room), group + others))
+        others += count
+    first = sum(len(group) for _, _, group in rows[: ranks.rank()])
+    everybody = (torch.cat(columns).to(costs.device) for columns in zip(*rows, strict=True))
+    return *everybody, slice(first, first + len(costs))  # type: ignore[return-value]

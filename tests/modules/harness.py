@@ -31,6 +31,7 @@ from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.divergences import DIVERGENCES
 from amd_lightning.objectives.support import full_support, top_k_support
 from amd_lightning.policies import Policy
+from amd_lightning.ranks import whole
 from amd_lightning.rollouts import HfSampler
 from amd_lightning.training import StageSpec, TrainerSpec, fit
 from amd_lightning.types import Batch
@@ -119,7 +120,7 @@ class Trained(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+        return {name: whole(value.detach()).clone() for name, value in self.module.named_parameters()}
 
 
 class Recorder(Logger):
@@ -195,6 +196,8 @@ def train(
     samples: int = 0,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
+    strategy: str = "ddp",
+    sharded_teacher: bool = False,
 ) -> Trained:
     """Train on random rows, each with so many samples, for as many updates as the module's schedule has."""
     steps: list[Step] = []
@@ -203,10 +206,10 @@ def train(
     def recording_step(optimizer: Any, network: nn.Module, loss: float, clip: float, who: str) -> float:
         norm = own_step(optimizer, network, loss, clip, who)
         gradients = {
-            name: None if value.grad is None else value.grad.clone()
+            name: None if value.grad is None else whole(value.grad).clone()
             for name, value in some.named_parameters()
         }
-        parameters = {name: value.detach().clone() for name, value in some.named_parameters()}
+        parameters = {name: whole(value.detach()).clone() for name, value in some.named_parameters()}
         steps.append(Step(who, loss, norm, gradients, parameters))
         return norm
 
@@ -218,7 +221,9 @@ def train(
         [row._replace(samples=answers(row, samples)) for row in tokenised(rows)],
         stage="test",
         spec=StageSpec(some.updates, batch_size, some.micro_batch_size, some.optimisation),
-        trainer=TrainerSpec("cpu", "32-true", 1, 0, 1, "off"),
+        trainer=TrainerSpec(
+            "cpu", "32-true", 1, 0, 1, "off", strategy=strategy, sharded_teacher=sharded_teacher
+        ),
         seed=seed,
         pad_id=PAD,
         folder=folder,
