@@ -71,13 +71,12 @@ def joined_outside(devices: int, nodes: int, gpu: bool) -> Iterator[Place | None
             f"{place.size} processes were started, {place.local_size} on this machine: set "
             f"trainer.devices={place.local_size} trainer.nodes={place.size // place.local_size}"
         )
-    import torch.distributed as dist
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
     from amd_lightning import ranks
 
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         slurm = SLURMEnvironment(auto_requeue=False)
         os.environ.update(
@@ -86,7 +85,7 @@ def joined_outside(devices: int, nodes: int, gpu: bool) -> Iterator[Place | None
             LOCAL_RANK=str(place.local_rank),
             LOCAL_WORLD_SIZE=str(place.local_size),
         )
-    store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.size)))
+    store, _, _ = next(iter(rendezvous("env://", place.rank, place.size)))
     with ranks.joined(PrefixStore("amd_lightning", store), place.rank, place.size, gpu=gpu):
         yield place
 

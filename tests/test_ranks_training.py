@@ -68,7 +68,8 @@ def trained(method: str, family: str, setting: str, folder: Path, dtype: torch.d
     torch.set_default_dtype(dtype)
     settings: dict[str, Any] = {"sampler": PlacedSampler(), **SETTINGS[setting]()}
     settings |= {"updates": 5, "micro_batch_size": 4, "steps": 2}
-    some = module(method, 0.5, **policies(family), **settings).to(dtype)
+    settings |= policies(family)
+    some = module(method, 0.5, **settings).to(dtype)
     assert some.teacher is not None
     some.teacher.to(dtype)
     samples = 3 if setting == "horizon" else 0
