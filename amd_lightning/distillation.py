@@ -10,10 +10,10 @@ from lightning.pytorch.loggers import Logger
 
 from amd_lightning.checkpoint_files import FOLDER
 from amd_lightning.data.examples import TokenisedExample
-from amd_lightning.errors import Interrupted
 from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
+from amd_lightning.preemption import interruption
 from amd_lightning.spec import RunSpec
 from amd_lightning.stopping import Stopping
 from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate
@@ -112,7 +112,7 @@ def distil(
                 ],
             )
     if stopping.signum is not None:
-        raise Interrupted(stopping.signum, module.update, module.updates)
+        raise interruption(stopping.signum, module.update, module.updates)
     return Distilled(
         validate.latest,
         dict(module.tokens_seen),

@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
     """Stopped by a signal.
 
     Attributes:
-        signum: SIGINT or SIGTERM.
+        signum: SIGINT, SIGTERM, or a signal of `preemption.py`.
         update, updates: where distillation stands, of how many; None outside of it.
         words: what to say of it.
     """
@@ -70,3 +70,9 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
         self.update = update
         self.updates = updates
+
+
+class Preempted(Interrupted):
+    """Stopped by a batch system, in whose queue the run's job stands again, or soon does."""
+
+    words = "stopped by the batch system; stages that were finished are in the cache and are not made again"

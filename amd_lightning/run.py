@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,13 +24,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amd_lightning import conf_dir
+from amd_lightning import conf_dir, preemption
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.config.choices import Source
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.description import describe, without_secrets
-from amd_lightning.errors import ConfigError, Interrupted, PointError, UserError
-from amd_lightning.resume import Start, going_on, how_to_go_on, start, unfinished_beside
+from amd_lightning.errors import ConfigError, Interrupted, PointError, Preempted, UserError
+from amd_lightning.resume import LOCK, Start, going_on, held, how_to_go_on, start, unfinished_beside
 from amd_lightning.stopping import Stopping
 from amd_lightning.sweep import begin, end, label, measured, own, resumed
 from amd_lightning.sweep_index import Measured, SweepIndex
@@ -38,7 +38,7 @@ from amd_lightning.sweep_index import one_line as point_error
 
 log = logging.getLogger("amd_lightning")
 
-OWN_FILES = ("config.yaml", "run.log")
+OWN_FILES = ("config.yaml", "run.log", LOCK)
 """What a run writes before its first stage."""
 
 NO_DIRECTORY = "the run's directory cannot be used ({}); set hydra.run.dir=DIR or hydra.sweep.dir=DIR"
@@ -70,6 +70,8 @@ def main() -> None:
         sys.stderr.write(getattr(stopped, "words", Interrupted.words) + "\n")
         if index is not None:
             sys.stderr.write("\n".join(end(index)) + "\n")
+        if isinstance(stopped, Preempted):
+            _queued_again(stopped)
         sys.exit(128 + signum)  # as shells have it
     except Exception as error:
         complaints = end(index) if index is not None else []
@@ -77,6 +79,13 @@ def main() -> None:
         if words is None:
             raise
         sys.exit("error: " + "\n".join(complaints or [str(words)]))
+
+
+def _queued_again(stopped: Preempted) -> None:
+    try:
+        preemption.queue_again(stopped)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 @contextmanager
@@ -127,6 +136,8 @@ def hydra_main(composed: DictConfig) -> float | None:
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
         kept = [override for override in own(overrides) if not override.startswith("resume=")]
+        if single and preemption.restarted() and config.resume == "auto":
+            config.resume = str(unfinished_beside(folder, without_secrets(plain)) or "auto")
         return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]))
 
     try:
@@ -159,6 +170,14 @@ def _point(
     try:
         words = label(overrides, index.command()["swept"])
         return index.run(number, words, str(folder.relative_to(index.folder)), all_of_it)
+    except Preempted as stopped:
+        if preemption.SUBMITIT not in os.environ:
+            raise  # the job is the whole sweep's
+        try:
+            preemption.queue_again(stopped)
+        except Exception as error:
+            index.failed(number, point_error(error))
+            raise PointError(point_error(error)) from None
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()  # Hydra keeps the first point's alone, for the end of the sweep
@@ -195,20 +214,36 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
     begin = start(config.resume, Path(config.output_dir).absolute(), plain)
     folder = begin.folder
     config.output_dir = plain["output_dir"] = str(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        was_empty = not any(folder.iterdir())
-        handlers = _start_log(folder)
-    except OSError as error:
-        raise UserError(NO_DIRECTORY.format(error)) from error
+    with ExitStack() as alone:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            was_empty = not any(folder.iterdir())
+            alone.enter_context(held(folder))
+            handlers = _start_log(folder)
+        except OSError as error:
+            raise UserError(NO_DIRECTORY.format(error)) from error
+        return _logged(config, plain, command, begin, stopping, handlers, was_empty)
+
+
+def _logged(
+    config: RunConfig,
+    plain: dict[str, Any],
+    command: str,
+    begin: Start,
+    stopping: Stopping,
+    handlers: Sequence[logging.Handler],
+    was_empty: bool,
+) -> float | None:
+    folder = begin.folder
     try:
         if begin.finished is not None:
             log.info("%s holds this run, finished: nothing to do (remove it to run again)", folder)
             return _metric(config, begin.finished["validation"], str(begin.finished["quality"]))
-        return _run(config, plain, command, begin, stopping)
+        with preemption.heard():
+            return _run(config, plain, command, begin, stopping)
     except KeyboardInterrupt as stopped:
         log.debug("the run stopped here", exc_info=True)
-        raise how_to_go_on(stopped, folder, command) from stopped
+        raise preemption.wait_for_the_end(how_to_go_on(stopped, folder, command)) from stopped
     except BaseException:
         log.debug("the run stopped here", exc_info=True)
         raise
@@ -251,7 +286,7 @@ def _run(
     try:
         outcome = Pipeline(build(config, plain), begin.checkpoint, stopping).run()
     except SystemExit as stopped:  # what Lightning makes of a signal while it trains
-        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
+        raise preemption.interruption(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
     results = assemble(outcome, describe(config, command))
     write(folder, results, outcome)
     card = model_card(results, plain, outcome.template, folder / "student")

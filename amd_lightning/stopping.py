@@ -1,4 +1,4 @@
-"""Stopping a run between two updates: on Ctrl-C and SIGTERM, and when its time is up.
+"""Stopping a run between two updates: on Ctrl-C and SIGTERM, when a batch system says so, and when its time is up.
 
 A signal that comes within an update waits for its end: a state halfway between the critics' steps and the
 student's is nothing to go on from. The second one does not wait.
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from amd_lightning.errors import Interrupted
+from amd_lightning import preemption
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,15 +36,17 @@ class Stopping:
         self.out_of_time = False
         self._longest = 0.0
         self._listening = False
+        self._process = os.getpid()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within, the first signal is noted and the second raises `Interrupted`."""
+        """Within, the first signal is noted, and a second Ctrl-C or SIGTERM raises `Interrupted`."""
         if threading.current_thread() is not threading.main_thread():  # where Python hears none
             yield
             return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in (*SIGNALS, *preemption.signals())}
         self._listening = True
+        self._process = os.getpid()
         self.listen()
         try:
             yield
@@ -56,12 +58,16 @@ class Stopping:
     def listen(self) -> None:
         """Take the signals (again: Lightning puts its own handler before a run's)."""
         if self._listening:
-            for number in SIGNALS:
+            for number in (*SIGNALS, *preemption.signals()):
                 signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            raise Interrupted(number)
+        if os.getpid() != self._process:  # a loader's forked worker, which inherits the handler
+            return
+        if number in SIGNALS and self.signum is not None:
+            if self.signum in SIGNALS:
+                raise preemption.interruption(number)
+            return  # the job is about to be killed: nothing that was not known
         self.signum = number
         # A handler runs between any two instructions, perhaps in the middle of a line of the log.
         os.write(2, b"stopping at the end of this update; once more to stop at once\n")

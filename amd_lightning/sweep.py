@@ -8,7 +8,7 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from amd_lightning import conf_dir
+from amd_lightning import conf_dir, preemption
 from amd_lightning.analysis.runs import read_results
 from amd_lightning.cli import runs_something
 from amd_lightning.errors import ConfigError, UserError
@@ -75,7 +75,8 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
         swept = list(dict.fromkeys(one.get_key_element() for one in found if one.is_sweep_override()))
         known = OmegaConf.select(hydra, "runtime.choices")["hydra/sweeper"] == "basic"
         labels = [label(point, swept) for point in points([*of_file, *line.overrides], True)] if known else []
-    if go_on:
+    requeued = preemption.restarted() and index.exists and index.command()["arguments"] == list(arguments)
+    if go_on or requeued:
         index.go_on(labels)
     else:
         index.begin(arguments, swept, labels)
@@ -125,7 +126,7 @@ def end(index: SweepIndex) -> list[str]:
 
 def _complaints(index: SweepIndex, rows: Sequence[Row]) -> list[str]:
     failed = [f"{row.directory or row.point}: {row.error}" for row in rows if row.status == Status.failed]
-    rest = sum(row.status in (Status.waiting, Status.running) for row in rows)
+    rest = sum(row.status in (Status.waiting, Status.running, Status.requeued) for row in rows)
     if not failed and not rest:
         return []
     lines = [f"{len(failed)} of the sweep's points failed:", *(f"  - {line}" for line in failed)]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from amd_lightning.errors import UserError
+from amd_lightning.errors import Preempted, UserError
 
 INDEX, COMMAND, LOCKS = "index.csv", "sweep.json", ".locks"
 INTERRUPTED = "interrupted"
@@ -34,6 +34,7 @@ class Status(StrEnum):
     running = "running"
     done = "done"
     failed = "failed"
+    requeued = "requeued"  # stopped by a batch system, in whose queue its job stands again
 
 
 class Row(NamedTuple):
@@ -182,12 +183,19 @@ class SweepIndex:
                 measured = make()
             except BaseException as error:
                 words = one_line(error) if isinstance(error, Exception) else INTERRUPTED
+                again = isinstance(error, Preempted)
+                status, words = (Status.requeued, "") if again else (Status.failed, words)
                 seconds = time.perf_counter() - started
-                self._change(new._replace(status=Status.failed, seconds=seconds, error=words))
+                self._change(new._replace(status=status, seconds=seconds, error=words))
                 raise
             seconds = time.perf_counter() - started
             self._change(new._replace(status=Status.done, seconds=seconds, **measured._asdict()))
             return measured.value
+
+    def failed(self, point: int, words: str) -> None:
+        """Note why a point that was to be queued again is not."""
+        row = next(row for row in self.rows() if row.point == point)
+        self._change(row._replace(status=Status.failed, error=words))
 
     def end(self) -> list[Row]:
         """All points, when nobody waits for them any more: those that no process runs have failed."""

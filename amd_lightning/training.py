@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from amd_lightning.data.datamodule import DistillationDataModule
 from amd_lightning.data.examples import TokenisedExample
@@ -86,7 +87,7 @@ def fit(
             logger=list(loggers) or False,
             log_every_n_steps=1,  # the module logs by itself, as often as `log_every` says
             callbacks=[*progress, *callbacks],
-            plugins=[SyncedFile()],
+            plugins=[SyncedFile(), *_environment()],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, StageBar) for callback in progress),
             enable_model_summary=False,
@@ -104,6 +105,12 @@ def device_of(accelerator: str) -> torch.device:
 def seed_for(stage: str, seed: int) -> int:
     """A stage's own seed: stages with the same number do not share random streams."""
     return int.from_bytes(hashlib.sha256(f"{stage}:{seed}".encode()).digest()[:4])
+
+
+def _environment() -> list[SLURMEnvironment]:
+    """SLURM's, where it is found, without Lightning's requeueing: that saves within its signal handler, perhaps
+    between the critics' step and the student's (Lightning issue 21406); `preemption.py` has ours."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def quiet_libraries() -> None:

@@ -21,7 +21,7 @@ COMPARED = (
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-TRAINING = "checkpoint_files training_state metrics_file stopping tracking training"
+TRAINING = "checkpoint_files training_state metrics_file preemption stopping tracking training"
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
@@ -84,7 +84,8 @@ LAYERS = {
     "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
     "checkpoint_files": "",
-    "stopping": "errors",
+    "preemption": "errors",
+    "stopping": "preemption",
     "training_state": "checkpoint_files errors",
     "metrics_file": "",
     "tracking": "modules types errors checkpoint_files training_state metrics_file stopping",
@@ -145,12 +146,12 @@ LAYERS = {
     "build": f"{STAGES} spec config",
     "points": "",
     "cli": "config points errors",
-    "sweep": "analysis cli points sweep_index errors",
+    "sweep": "analysis cli points preemption sweep_index errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
-    "resume": "checkpoint_files errors",
+    "resume": "checkpoint_files preemption errors",
     "description": "config",
     "run": (
         f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
