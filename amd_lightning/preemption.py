@@ -4,13 +4,12 @@ SIGUSR1 or SIGUSR2 says that the job is about to be stopped, and is to be queued
 end of its update first and saves (`stopping.py`); whatever else is under way is dropped at once, since it is
 made again. Then the run unwinds, and last of all its job is put back (`queue_again`).
 
-SIGTERM says that the job is about to be stopped, and not why. The state is saved, and the process waits: SLURM
-queues a preempted job again only if it had to kill it, and takes one that ends by itself for finished.
+SIGTERM says that the job is about to be stopped, and not why. The state is saved, and the process waits:
+SLURM queues a preempted job again only if it had to kill it; one that ends by itself counts as finished.
 """
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -59,7 +58,7 @@ def interruption(number: int, update: int | None = None, updates: int | None = N
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Within a job's run, its signals raise `Preempted` at once; `Stopping` takes them over while it trains."""
+    """Within, a job's signals raise `Preempted` at once; while it trains, `Stopping` takes them over."""
     if not in_a_job() or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -84,8 +83,8 @@ def heard() -> Iterator[None]:
 
 
 def wait_for_the_end(stopped: Interrupted) -> Interrupted:
-    """What was stopped; in a job and after SIGTERM it waits to be killed before that, and comes back if the batch
-    system wants the job queued again after all, or after `PATIENCE_S`.
+    """What was stopped. In a job and after SIGTERM it waits to be killed, and comes back if the batch system
+    wants the job queued again after all, or after `PATIENCE_S`.
 
     Raises:
         KeyboardInterrupt: it is not to wait.
@@ -129,7 +128,7 @@ def queue_again(stopped: Preempted) -> NoReturn:
 def _requeue(job: str) -> None:
     try:
         found = subprocess.run(
-            [shutil.which("scontrol") or "scontrol", "requeue", job],
+            ["scontrol", "requeue", job],
             capture_output=True,
             text=True,
             check=False,

@@ -205,7 +205,7 @@ def is_held(folder: Path) -> bool:
 def unfinished_beside(folder: Path, config: Mapping[str, Any]) -> Path | None:
     """The newest unfinished run of this configuration in the directories beside; None where there is none.
 
-    It is told of and not taken up, but by the same job once it is queued again: the code may have changed since.
+    It is told of and not taken up, but by a job that was queued again: the code may have changed since.
     """
     try:
         beside = sorted((path for path in folder.parent.iterdir() if path != folder), reverse=True)

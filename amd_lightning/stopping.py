@@ -1,4 +1,4 @@
-"""Stopping a run between two updates: on Ctrl-C and SIGTERM, when a batch system says so, and when its time is up.
+"""Stopping a run between two updates: on Ctrl-C and SIGTERM, for a batch system, and when its time is up.
 
 A signal that comes within an update waits for its end: a state halfway between the critics' steps and the
 student's is nothing to go on from. The second one does not wait.

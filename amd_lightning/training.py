@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from amd_lightning.data.datamodule import DistillationDataModule
 from amd_lightning.data.examples import TokenisedExample
@@ -77,6 +77,8 @@ def fit(
         # One worker reads lists that are in memory; there is nothing to gain from more.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+        # One process needs no srun.
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         # Lightning's own call of a torch function.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         L.Trainer(
@@ -108,8 +110,8 @@ def seed_for(stage: str, seed: int) -> int:
 
 
 def _environment() -> list[SLURMEnvironment]:
-    """SLURM's, where it is found, without Lightning's requeueing: that saves within its signal handler, perhaps
-    between the critics' step and the student's (Lightning issue 21406); `preemption.py` has ours."""
+    """SLURM's, where it is found, without Lightning's requeueing: that saves within its signal handler,
+    perhaps between the critics' step and the student's (Lightning issue 21406); `preemption.py` has ours."""
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
