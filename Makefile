@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench-critics bench-memory bench-objectives constraints clean
+.PHONY: help install demo test test-cluster lint format bench-critics bench-memory bench-objectives constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ demo: $(INSTALLED) ## a whole small distillation, offline, on a CPU; overrides g
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## run the tests, a process a core; pytest's options go in ARGS='-k cache ...'
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-cluster: export OMP_NUM_THREADS ?= 1
+test-cluster: $(INSTALLED) ## run jobs through a SLURM started for it; as root, needs slurm-wlm and munge
+	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
 
 lint: $(INSTALLED) ## check style, layout and types
 	$(BIN)/python -m ruff check .

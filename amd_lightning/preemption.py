@@ -92,8 +92,18 @@ def wait_for_the_end(stopped: Interrupted) -> Interrupted:
     if not isinstance(stopped, Preempted) or stopped.signum in AGAIN:
         return stopped
     log.warning("%s; waiting for the batch system to end this process", stopped.words)
+    stopped.signum = _wait() or stopped.signum
+    return stopped
+
+
+def _wait() -> int | None:
+    """Wait to be killed; a signal of `AGAIN` that comes in place of that."""
     found: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: found.append(number)) for number in AGAIN}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        found.append(number)
+
+    before = {number: signal.signal(number, note) for number in AGAIN}
     deadline = time.monotonic() + PATIENCE_S
     try:
         while not found and time.monotonic() < deadline:
@@ -101,9 +111,7 @@ def wait_for_the_end(stopped: Interrupted) -> Interrupted:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if found:
-        stopped.signum = found[0]
-    return stopped
+    return found[0] if found else None
 
 
 def queue_again(stopped: Preempted) -> NoReturn:
@@ -121,21 +129,16 @@ def queue_again(stopped: Preempted) -> NoReturn:
                 handler(number, None)  # it writes down what is to run, queues that, and exits
         elif is_first_process():
             _requeue(os.environ["SLURM_JOB_ID"])
-        wait_for_the_end(Preempted(signal.SIGTERM))  # the processes of a job end together, by its hand
+        _wait()  # the processes of a job end together, by its hand
     raise SystemExit(128 + stopped.signum)
 
 
 def _requeue(job: str) -> None:
     try:
-        found = subprocess.run(
-            ["scontrol", "requeue", job],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        found = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except OSError as error:
         raise UserError(f"job {job} cannot be queued again: {error}") from error
     if found.returncode:
         words = " ".join(found.stderr.split())
         raise UserError(f"job {job} is not queued again ({words}): submit it anew, with sbatch --requeue")
-    log.info("job %s is queued again", job)
+    log.warning("job %s is queued again", job)

@@ -111,6 +111,8 @@ def _in_words(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return one_line(error)
+    if type(error).__module__.startswith("submitit."):  # a job that was refused, or ended without a word
+        return point_error(error)
     if isinstance(error, OSError) and not _begun:
         return NO_DIRECTORY.format(error)
     return None
