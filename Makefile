@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "Python 3.11 or newer is needed: make install PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[dev,cluster]' -c constraints.txt
+	$(BIN)/python -m pip install -e '.[dev,cluster,optuna]' -c constraints.txt
 	@touch $@
 
 # glibc gives freed tensors back to the system and faults the pages in again at every update; these
@@ -55,7 +55,7 @@ bench-memory: $(INSTALLED) ## the plan's memory estimate against measured peaks;
 
 constraints: ## resolve the ranges of pyproject.toml anew into constraints.txt; WITH='torch==2.13.0' holds one
 	$(PYTHON) -m venv --clear .venv-fresh
-	.venv-fresh/bin/python -m pip install '.[dev,cluster]' $(WITH)
+	.venv-fresh/bin/python -m pip install '.[dev,cluster,optuna]' $(WITH)
 	{ sed '/^[^#]/,$$d' constraints.txt; .venv-fresh/bin/python -m pip freeze --exclude amd-lightning \
 	    | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt

@@ -10,13 +10,14 @@ from lightning.pytorch.loggers import Logger
 
 from amd_lightning.checkpoint_files import FOLDER
 from amd_lightning.data.examples import TokenisedExample
+from amd_lightning.errors import Pruned
 from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.preemption import interruption
 from amd_lightning.spec import RunSpec
 from amd_lightning.stopping import Stopping
-from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate
+from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate, close
 from amd_lightning.training import fit, seed_for
 from amd_lightning.training_state import (
     Checkpoint,
@@ -73,6 +74,7 @@ def distil(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         Interrupted: by a signal; the state is saved.
+        Pruned: it was given up.
     """
     folder = spec.folder / FOLDER
     L.seed_everything(seed_for("distil", spec.seed), verbose=False)
@@ -80,7 +82,10 @@ def distil(
     checkpoint = _begin(module, resume)
     before = Remembered() if checkpoint is None else remembered_in(checkpoint)
     validate = Validate(
-        spec.trainer.validate_every, lambda: measure(module), final=lambda: stopping.out_of_time
+        spec.trainer.validate_every,
+        lambda: measure(module),
+        final=lambda: stopping.out_of_time,
+        tell=lambda update, metrics: stopping.validated(update, metrics.get(metric)),
     )
     validate.latest = dict(before.validation)
     loggers = [csv_logger(spec.folder, before.rows, before.columns), *spec.loggers(before.wandb)]
@@ -113,6 +118,9 @@ def distil(
             )
     if stopping.signum is not None:
         raise interruption(stopping.signum, module.update, module.updates)
+    if stopping.given_up is not None and module.update < module.updates:
+        close(loggers)
+        raise Pruned(metric, stopping.given_up, module.update)
     return Distilled(
         validate.latest,
         dict(module.tokens_seen),

@@ -52,6 +52,19 @@ class NonFiniteError(UserError):
     """A loss or gradient is not finite; the message names the update and the term."""
 
 
+class Pruned(Exception):  # the usual word of searches, and nothing is wrong
+    """A run was given up for those that do better; see `study.py`.
+
+    Attributes:
+        metric, value: of the validation that it was given up for.
+    """
+
+    def __init__(self, metric: str, value: float | None, update: int) -> None:
+        super().__init__(f"given up after update {update}")
+        self.metric = metric
+        self.value = value
+
+
 class Interrupted(KeyboardInterrupt):
     """Stopped by a signal.
 

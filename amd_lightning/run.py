@@ -29,17 +29,25 @@ from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.config.choices import Source
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.description import describe, without_secrets
-from amd_lightning.errors import ConfigError, Interrupted, PointError, Preempted, UserError
-from amd_lightning.resume import LOCK, Start, going_on, held, how_to_go_on, start, unfinished_beside
+from amd_lightning.errors import (
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    PointError,
+    Preempted,
+    Pruned,
+    UserError,
+)
+from amd_lightning.resume import Start, going_on, held, how_to_go_on, start, unfinished_beside
+from amd_lightning.run_directory import remove_empty, remove_if_nothing_ran, replace
+from amd_lightning.search import report_of
 from amd_lightning.stopping import Stopping
+from amd_lightning.study import Report, has_study
 from amd_lightning.sweep import begin, end, label, measured, own, resumed
 from amd_lightning.sweep_index import Measured, SweepIndex
 from amd_lightning.sweep_index import one_line as point_error
 
 log = logging.getLogger("amd_lightning")
-
-OWN_FILES = ("config.yaml", "run.log", LOCK)
-"""What a run writes before its first stage."""
 
 NO_DIRECTORY = "the run's directory cannot be used ({}); set hydra.run.dir=DIR or hydra.sweep.dir=DIR"
 
@@ -132,7 +140,7 @@ def hydra_main(composed: DictConfig) -> float | None:
     _begun.append(folder.name)
     single = state.mode is RunMode.RUN
 
-    def make() -> tuple[RunConfig, float | None]:
+    def make(report: Report | None = None) -> tuple[RunConfig, float | None]:
         config = validated(composed, overrides, refuse_ignored=single)
         _refuse_two_places(config.resume, list(state.overrides.hydra), single)
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
@@ -140,20 +148,23 @@ def hydra_main(composed: DictConfig) -> float | None:
         kept = [override for override in own(overrides) if not override.startswith("resume=")]
         if single and preemption.restarted() and config.resume == "auto":
             config.resume = str(unfinished_beside(folder, without_secrets(plain)) or "auto")
-        return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]))
+        return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]), report)
 
     try:
         if single:
             return make()[1]
         index = SweepIndex(Path(state.sweep.dir))
-        return _point(index, state.job.num, overrides, folder, make) if index.exists else make()[1]
+        if not index.exists:
+            return make()[1]
+        report = report_of(index.folder, state.job.num, str(composed.evaluation.metric))
+        return _point(index, state.job.num, overrides, folder, lambda: make(report))
     except UserError as error:
         if not single:
             raise
         _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
         return None
     finally:
-        _remove_empty(folder)
+        remove_empty(folder)
 
 
 def _point(
@@ -166,7 +177,12 @@ def _point(
     """One point of a sweep; whatever it raises comes out as what can travel between processes."""
 
     def all_of_it() -> Measured:
-        config, value = make()
+        try:
+            config, value = make()
+        except NonFiniteError as error:
+            if not has_study(index.folder):
+                raise
+            raise Pruned("", None, 0) from error  # what a search is to learn, and no accident
         return measured(folder, config.evaluation.metric, value)
 
     try:
@@ -200,18 +216,22 @@ def _refuse_two_places(resume: str, hydra_overrides: Sequence[str], single: bool
         raise ConfigError([f"hydra.run.dir would be ignored with resume={resume}; leave one of them out"])
 
 
-def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:
+def run(
+    config: RunConfig, plain: Mapping[Any, Any], command: str, report: Report | None = None
+) -> float | None:
     """All stages of one run.
 
     Args:
         config: validated.
         plain: the same as plain values, for config.yaml and W&B.
         command: that made it.
+        report: takes an update and the metric of its validation; whether to give the run up.
 
     Returns:
         `evaluation.metric` on the validation split after the last update.
     """
     stopping = Stopping(config.trainer.time_budget and 60.0 * config.trainer.time_budget)
+    stopping.report = report
     plain = without_secrets(plain)
     begin = start(config.resume, Path(config.output_dir).absolute(), plain)
     folder = begin.folder
@@ -254,7 +274,7 @@ def _logged(
             handler.close()
             logging.getLogger().removeHandler(handler)
         if was_empty:
-            _remove_if_nothing_ran(folder)
+            remove_if_nothing_ran(folder)
 
 
 def _run(
@@ -282,7 +302,7 @@ def _run(
         log.info(
             "An unfinished run of this configuration lies in %s; resume=%s goes on with it", other, other
         )
-    _replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
     (folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped, or is to be longer
     quiet_libraries()
     try:
@@ -318,13 +338,6 @@ def _run(
 def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: str) -> float | None:
     metric = config.evaluation.metric
     return validation.get(quality if metric == "auto" else metric)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is there whole, as it was or as it will be, at every moment."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _say_what_it_is(config: RunConfig) -> None:
@@ -369,26 +382,6 @@ def _start_log(folder: Path) -> list[logging.Handler]:
         root.addHandler(handler)
     log.setLevel(logging.DEBUG)  # tracebacks of errors that main says in one line; to run.log alone
     return handlers
-
-
-def _remove_if_nothing_ran(folder: Path) -> None:
-    """A run that was refused before its first artifact leaves no directory behind."""
-    if any(path.name not in OWN_FILES for path in folder.iterdir()):
-        return
-    for name in OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the directory if it is empty, and what is left empty above it in the default layout, runs/."""
-    layout = Path.cwd() / "runs"
-    above = [parent for parent in folder.parents if parent.is_relative_to(layout)]
-    for path in (folder, *above):
-        if path.is_dir():
-            if any(path.iterdir()):
-                return
-            path.rmdir()
 
 
 if __name__ == "__main__":

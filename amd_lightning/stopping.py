@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,6 +27,8 @@ class Stopping:
         signum: the signal that was heard; None before one.
         reserve: how many of the seconds the run needs after the last update.
         out_of_time: training stopped for want of time.
+        report: takes an update and the value that validation came to; whether to give the run up.
+        given_up: that value; None while nothing is.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -34,6 +36,8 @@ class Stopping:
         self.signum: int | None = None
         self.reserve = 0.0
         self.out_of_time = False
+        self.report: Callable[[int, float], bool] | None = None
+        self.given_up: float | None = None
         self._longest = 0.0
         self._listening = False
         self._process = os.getpid()
@@ -72,10 +76,15 @@ class Stopping:
         # A handler runs between any two instructions, perhaps in the middle of a line of the log.
         os.write(2, b"stopping at the end of this update; once more to stop at once\n")
 
+    def validated(self, update: int, value: float | None) -> None:
+        """Take note of a validation."""
+        if self.report is not None and value is not None and self.report(update, value):
+            self.given_up = value
+
     def after_update(self, seconds: float) -> bool:
         """Whether to stop after an update that took so long."""
         self._longest = max(self._longest, seconds)
         if self.deadline is not None and self.signum is None:
             left = self.deadline - time.monotonic()
             self.out_of_time = left < self.reserve + self._longest
-        return self.signum is not None or self.out_of_time
+        return self.signum is not None or self.out_of_time or self.given_up is not None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from amd_lightning.errors import Preempted, UserError
+from amd_lightning.errors import Preempted, Pruned, UserError
 
 INDEX, COMMAND, LOCKS = "index.csv", "sweep.json", ".locks"
 INTERRUPTED = "interrupted"
@@ -34,6 +34,7 @@ class Status(StrEnum):
     running = "running"
     done = "done"
     failed = "failed"
+    pruned = "pruned"  # given up for those that do better
     requeued = "requeued"  # stopped by a batch system, in whose queue its job stands again
 
 
@@ -114,7 +115,8 @@ class SweepIndex:
                     f"the sweep in {self.folder} would have other points now (has a file in conf/sweep "
                     "changed?): start a new sweep"
                 )
-            kept = [row.status == Status.done or self.is_claimed(row.point) for row in rows]
+            ended = (Status.done, Status.pruned)
+            kept = [row.status in ended or self.is_claimed(row.point) for row in rows]
             self._write(
                 [
                     row if keep else Row(row.point, row.overrides, row.directory)
@@ -166,7 +168,7 @@ class SweepIndex:
             make: the run itself. Whatever it raises is noted, and raised.
 
         Returns:
-            The value of the metric.
+            The value of the metric; None where it was given up.
 
         Raises:
             UserError: another process runs the point.
@@ -181,6 +183,10 @@ class SweepIndex:
             started = time.perf_counter()
             try:
                 measured = make()
+            except Pruned as error:
+                gone = new._replace(status=Status.pruned, metric=error.metric, value=error.value)
+                self._change(gone._replace(seconds=time.perf_counter() - started))
+                return None
             except BaseException as error:
                 words = one_line(error) if isinstance(error, Exception) else INTERRUPTED
                 again = isinstance(error, Preempted)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, TimeRemainingColumn
 
 from amd_lightning import checkpoint_files
 from amd_lightning.errors import UserError
+from amd_lightning.metric_direction import rises
 from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.stopping import Stopping
@@ -155,6 +156,7 @@ class Validate(Callback):
         measure: what to call; its result is logged under `valid/`.
         final: whether training, which has just stopped before its last update, is measured as well; the
             module is not told, and the checkpoint is written already: the run that goes on never saw it.
+        tell: is called with the update and the metrics of every other one.
 
     Attributes:
         latest: the last one's metrics; `update` is when it was.
@@ -165,10 +167,12 @@ class Validate(Callback):
         every: int,
         measure: Callable[[], Mapping[str, float | None]],
         final: Callable[[], bool] = lambda: False,
+        tell: Callable[[int, Mapping[str, float | None]], None] = lambda update, metrics: None,
     ) -> None:
         self.every = every
         self.measure = measure
         self.final = final
+        self.tell = tell
         self.latest: dict[str, float | None] = {}
         self.update = -1
 
@@ -180,6 +184,7 @@ class Validate(Callback):
         if update == pl_module.updates or (self.every and update % self.every == 0):
             self._validate(pl_module)
             pl_module.validated(self.latest)
+            self.tell(update, self.latest)
             pl_module.student.train()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -310,12 +315,8 @@ class LastCheckpoint(Checkpoint):
             )
 
 
-RISING = ("rouge_l", "bleu", "accuracy", "exact_match")
-"""The metrics of which more is better; less is of all others."""
-
-
 def _better(metric: str, value: float, other: float) -> bool:
-    return value > other if metric.removeprefix("sampled_") in RISING else value < other
+    return value > other if rises(metric) else value < other
 
 
 def finish(
@@ -348,6 +349,13 @@ def finish(
             run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
             run.log({"test/responses": _response_table(predictions)})
             run.finish(exit_code=0)
+
+
+def close(loggers: Sequence[Logger]) -> None:
+    """End the W&B run of one that has no results, so that the next in this process is its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def _response_table(predictions: Mapping[str, Sequence[Mapping[str, Any]]], rows: int = 50) -> Any:

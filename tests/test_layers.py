@@ -21,7 +21,9 @@ COMPARED = (
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
-TRAINING = "checkpoint_files training_state metrics_file preemption stopping tracking training"
+TRAINING = (
+    "checkpoint_files training_state metrics_file metric_direction preemption stopping tracking training"
+)
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
@@ -84,11 +86,14 @@ LAYERS = {
     "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
     "checkpoint_files": "",
+    "metric_direction": "",
     "preemption": "errors",
     "stopping": "preemption",
     "training_state": "checkpoint_files errors",
     "metrics_file": "",
-    "tracking": "modules types errors checkpoint_files training_state metrics_file stopping",
+    "tracking": (
+        "modules types errors checkpoint_files training_state metrics_file metric_direction stopping"
+    ),
     "training": "data modules tracking training_state types errors",
     "config.choices": "",
     "config.knobs": "",
@@ -145,21 +150,25 @@ LAYERS = {
     "standalone": f"{STAGES} spec starts text outcome pipeline results",
     "build": f"{STAGES} spec config",
     "points": "",
+    "study": "sweep_index",
+    "search": "analysis.runs metric_direction points study sweep_index",
     "cli": "config points errors",
-    "sweep": "analysis cli points preemption sweep_index errors",
+    "sweep": "analysis cli points preemption search sweep_index errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
     "resume": "checkpoint_files preemption errors",
+    "run_directory": "resume",
     "description": "config",
     "run": (
-        f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index config analysis"
+        f"{STAGES} description pipeline results resume stopping build cli sweep sweep_index "
+        "run_directory search study config analysis"
     ),
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-COMPOSING = {"points", "cli", "sweep", "run", "presets", "show_data", "evaluate", "plan"}
+COMPOSING = {"points", "cli", "search", "sweep", "run", "presets", "show_data", "evaluate", "plan"}
 MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description"}, "hydra": COMPOSING}
 
 
