@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs bench-critics bench-memory bench-objectives constraints clean
+.PHONY: help install demo test test-cluster lint format docs bench-critics bench-memory bench-objectives \
+    constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "Python 3.11 or newer is needed: make install PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[dev,cluster,docs]' -c constraints.txt
+	$(BIN)/python -m pip install -e '.[dev,cluster,optuna,docs]' -c constraints.txt
 	@touch $@
 
 # glibc gives freed tensors back to the system and faults the pages in again at every update; these
@@ -30,6 +31,10 @@ demo: $(INSTALLED) ## a whole small distillation, offline, on a CPU; overrides g
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## run the tests, a process a core; pytest's options go in ARGS='-k cache ...'
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-cluster: export OMP_NUM_THREADS ?= 1
+test-cluster: $(INSTALLED) ## run jobs through a SLURM started for it; as root, needs slurm-wlm and munge
+	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
 
 lint: $(INSTALLED) ## check style, layout and types
 	$(BIN)/python -m ruff check .
@@ -54,7 +59,7 @@ bench-memory: $(INSTALLED) ## the plan's memory estimate against measured peaks;
 
 constraints: ## resolve the ranges of pyproject.toml anew into constraints.txt; WITH='torch==2.13.0' holds one
 	$(PYTHON) -m venv --clear .venv-fresh
-	.venv-fresh/bin/python -m pip install '.[dev,cluster,docs]' $(WITH)
+	.venv-fresh/bin/python -m pip install '.[dev,cluster,optuna,docs]' $(WITH)
 	{ sed '/^[^#]/,$$d' constraints.txt; .venv-fresh/bin/python -m pip freeze --exclude amd-lightning \
 	    | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt

@@ -11,12 +11,13 @@ from lightning.pytorch.loggers import Logger
 from amd_lightning import ranks
 from amd_lightning.checkpoint_files import FOLDER
 from amd_lightning.data.examples import TokenisedExample
-from amd_lightning.errors import Interrupted
+from amd_lightning.errors import Pruned
 from amd_lightning.evaluation.harness import Evaluation
-from amd_lightning.loggers import show_validation
+from amd_lightning.loggers import close, show_validation
 from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
+from amd_lightning.preemption import interruption
 from amd_lightning.spec import RunSpec
 from amd_lightning.stopping import Stopping
 from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate
@@ -78,6 +79,7 @@ def distil(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         Interrupted: by a signal; the state is saved.
+        Pruned: it was given up.
     """
     folder = spec.folder / FOLDER
     L.seed_everything(seed_for("distil", spec.seed), verbose=False)
@@ -96,7 +98,12 @@ def distil(
         show_validation(loggers, axes, found, teacher_wrote, spec.shown_responses)
         return found.metrics
 
-    validate = Validate(spec.trainer.validate_every, validation, final=lambda: stopping.out_of_time)
+    validate = Validate(
+        spec.trainer.validate_every,
+        validation,
+        final=lambda: stopping.out_of_time,
+        tell=lambda update, metrics: stopping.validated(update, metrics.get(metric)),
+    )
     validate.latest = dict(before.validation)
     last = LastCheckpoint(
         folder,
@@ -127,7 +134,10 @@ def distil(
             )
     stopping.agree()
     if stopping.signum is not None:
-        raise Interrupted(stopping.signum, module.update, module.updates)
+        raise interruption(stopping.signum, module.update, module.updates)
+    if stopping.given_up is not None and module.update < module.updates:
+        close(loggers)
+        raise Pruned(metric, stopping.given_up, module.update)
     return Distilled(
         validate.latest,
         dict(module.tokens_seen),

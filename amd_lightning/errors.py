@@ -56,11 +56,24 @@ class NonFiniteError(UserError):
     """A loss or gradient is not finite; the message names the update and the term."""
 
 
+class Pruned(Exception):  # the usual word of searches, and nothing is wrong
+    """A run was given up for those that do better; see `study.py`.
+
+    Attributes:
+        metric, value: of the validation that it was given up for.
+    """
+
+    def __init__(self, metric: str, value: float | None, update: int) -> None:
+        super().__init__(f"given up after update {update}")
+        self.metric = metric
+        self.value = value
+
+
 class Interrupted(KeyboardInterrupt):
     """Stopped by a signal.
 
     Attributes:
-        signum: SIGINT or SIGTERM.
+        signum: SIGINT, SIGTERM, or a signal of `preemption.py`.
         update, updates: where distillation stands, of how many; None outside of it.
         words: what to say of it.
     """
@@ -74,3 +87,9 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
         self.update = update
         self.updates = updates
+
+
+class Preempted(Interrupted):
+    """Stopped by a batch system, in whose queue the run's job stands again, or soon does."""
+
+    words = "stopped by the batch system; stages that were finished are in the cache and are not made again"

@@ -213,6 +213,13 @@ def finish(
             logger.finalize("success")
 
 
+def close(loggers: Sequence[Logger]) -> None:
+    """End the W&B run of one that has no results, so that the next in this process is its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def _response_table(predictions: Mapping[str, Sequence[Mapping[str, Any]]], rows: int = 50) -> Any:
     """Prompt, reference and everybody's best response, side by side."""
     import wandb

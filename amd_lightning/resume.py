@@ -8,13 +8,16 @@ import logging
 import shlex
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from filelock import FileLock, Timeout
 
 from amd_lightning.checkpoint_files import FOLDER, all_last
 from amd_lightning.errors import Interrupted, UserError
+from amd_lightning.preemption import interruption, is_first_process
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ FREE = (
 """Knobs and sections that may change while a run is interrupted: they say how it is shown and where it lies.
 (threads and devices: other sums are rounded otherwise, and other devices draw from other streams.)"""
 
+LOCK = ".lock"
+"""In the run's directory; held by the process that runs there."""
 UPDATES = "optim.student.updates"
 SHOWN = 12
 """Differences that are listed."""
@@ -157,18 +162,56 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+# -- one process a directory ---------------------------------------------------------------------------
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within, no other process runs in this directory. The operating system's lock: it goes with its process,
+    however that ends.
+
+    Raises:
+        UserError: another process runs there.
+    """
+    if not is_first_process():
+        yield
+        return
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process runs in {folder}: wait for it, end it, or choose another hydra.run.dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs in this directory."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 # -- what is said ------------------------------------------------------------------------------------
 
 
 def unfinished_beside(folder: Path, config: Mapping[str, Any]) -> Path | None:
     """The newest unfinished run of this configuration in the directories beside; None where there is none.
 
-    It is told of and not taken up: it may be running, or the code may have changed since.
+    It is told of and not taken up, but by a job that was queued again: the code may have changed since.
     """
     try:
         beside = sorted((path for path in folder.parent.iterdir() if path != folder), reverse=True)
         for path in beside:
-            if (path / "results.json").is_file() or not all_last(path / FOLDER):
+            if (path / "results.json").is_file() or not all_last(path / FOLDER) or is_held(path):
                 continue
             before = _read(path / "config.yaml")
             same_length = _flat(before).get(UPDATES) == _flat(config).get(UPDATES)
@@ -188,7 +231,7 @@ def how_to_go_on(stopped: KeyboardInterrupt, folder: Path, command: str) -> Inte
     """A run that was stopped, with what to say of it."""
     signum = getattr(stopped, "signum", signal.SIGINT)
     update, updates = getattr(stopped, "update", None), getattr(stopped, "updates", None)
-    found = Interrupted(signum, update, updates)
+    found = interruption(signum, update, updates)
     if all_last(folder / FOLDER):
         where = "" if update is None else f" after update {update} of {updates}"
         found.words = f"stopped{where}; go on with: {going_on(command, folder)}"

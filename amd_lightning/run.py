@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,23 +24,31 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amd_lightning import conf_dir
+from amd_lightning import conf_dir, preemption
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.config.choices import Source
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.description import describe, without_secrets
-from amd_lightning.errors import ConfigError, Interrupted, PointError, UserError
+from amd_lightning.errors import (
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    PointError,
+    Preempted,
+    Pruned,
+    UserError,
+)
 from amd_lightning.launching import joined_outside, others_started, outside
-from amd_lightning.resume import Start, going_on, how_to_go_on, start, unfinished_beside
+from amd_lightning.resume import Start, going_on, held, how_to_go_on, start, unfinished_beside
+from amd_lightning.run_directory import remove_empty, remove_if_nothing_ran, replace
+from amd_lightning.search import report_of
 from amd_lightning.stopping import Stopping
+from amd_lightning.study import Report, has_study
 from amd_lightning.sweep import begin, end, label, measured, own, resumed
 from amd_lightning.sweep_index import Measured, SweepIndex
 from amd_lightning.sweep_index import one_line as point_error
 
 log = logging.getLogger("amd_lightning")
-
-OWN_FILES = ("config.yaml", "run.log")
-"""What a run writes before its first stage."""
 
 OTHERS = "amd_lightning.run:work_with_rank_0"
 """What the other processes of a run on several devices do."""
@@ -74,6 +82,8 @@ def main() -> None:
         sys.stderr.write(getattr(stopped, "words", Interrupted.words) + "\n")
         if index is not None:
             sys.stderr.write("\n".join(end(index)) + "\n")
+        if isinstance(stopped, Preempted):
+            _queued_again(stopped)
         sys.exit(128 + signum)  # as shells have it
     except Exception as error:
         complaints = end(index) if index is not None else []
@@ -81,6 +91,13 @@ def main() -> None:
         if words is None:
             raise
         sys.exit("error: " + "\n".join(complaints or [str(words)]))
+
+
+def _queued_again(stopped: Preempted) -> None:
+    try:
+        preemption.queue_again(stopped)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 @contextmanager
@@ -106,6 +123,8 @@ def _in_words(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return one_line(error)
+    if type(error).__module__.startswith("submitit."):  # a job that was refused, or ended without a word
+        return point_error(error)
     if isinstance(error, OSError) and not _begun:
         return NO_DIRECTORY.format(error)
     return None
@@ -125,7 +144,7 @@ def hydra_main(composed: DictConfig) -> float | None:
     _begun.append(folder.name)
     single = state.mode is RunMode.RUN
 
-    def make() -> tuple[RunConfig, float | None]:
+    def make(report: Report | None = None) -> tuple[RunConfig, float | None]:
         config = validated(composed, overrides, refuse_ignored=single)
         if not single and outside() is not None:
             raise ConfigError(
@@ -135,20 +154,25 @@ def hydra_main(composed: DictConfig) -> float | None:
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
         kept = [override for override in own(overrides) if not override.startswith("resume=")]
-        return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]))
+        if single and preemption.restarted() and config.resume == "auto":
+            config.resume = str(unfinished_beside(folder, without_secrets(plain)) or "auto")
+        return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]), report)
 
     try:
         if single:
             return make()[1]
         index = SweepIndex(Path(state.sweep.dir))
-        return _point(index, state.job.num, overrides, folder, make) if index.exists else make()[1]
+        if not index.exists:
+            return make()[1]
+        report = report_of(index.folder, state.job.num, str(composed.evaluation.metric))
+        return _point(index, state.job.num, overrides, folder, lambda: make(report))
     except UserError as error:
         if not single:
             raise
         _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
         return None
     finally:
-        _remove_empty(folder)
+        remove_empty(folder)
 
 
 def _point(
@@ -161,12 +185,25 @@ def _point(
     """One point of a sweep; whatever it raises comes out as what can travel between processes."""
 
     def all_of_it() -> Measured:
-        config, value = make()
+        try:
+            config, value = make()
+        except NonFiniteError as error:
+            if not has_study(index.folder):
+                raise
+            raise Pruned("", None, 0) from error  # what a search is to learn, and no accident
         return measured(folder, config.evaluation.metric, value)
 
     try:
         words = label(overrides, index.command()["swept"])
         return index.run(number, words, str(folder.relative_to(index.folder)), all_of_it)
+    except Preempted as stopped:
+        if preemption.SUBMITIT not in os.environ:
+            raise  # the job is the whole sweep's
+        try:
+            preemption.queue_again(stopped)
+        except Exception as error:
+            index.failed(number, point_error(error))
+            raise PointError(point_error(error)) from None
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()  # Hydra keeps the first point's alone, for the end of the sweep
@@ -187,13 +224,16 @@ def _refuse_two_places(resume: str, hydra_overrides: Sequence[str], single: bool
         raise ConfigError([f"hydra.run.dir would be ignored with resume={resume}; leave one of them out"])
 
 
-def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:
+def run(
+    config: RunConfig, plain: Mapping[Any, Any], command: str, report: Report | None = None
+) -> float | None:
     """All stages of one run.
 
     Args:
         config: validated.
         plain: the same as plain values, for config.yaml and W&B.
         command: that made it.
+        report: takes an update and the metric of its validation; whether to give the run up.
 
     Returns:
         `evaluation.metric` on the validation split after the last update.
@@ -203,7 +243,7 @@ def run(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | No
         if place is not None and place.rank > 0:
             work_with_rank_0(config)
             return None
-        return _as_rank_0(config, plain, command)
+        return _as_rank_0(config, plain, command, report)
 
 
 def _on_gpus(config: RunConfig) -> bool:
@@ -214,18 +254,36 @@ def _on_gpus(config: RunConfig) -> bool:
     return torch.cuda.is_available()
 
 
-def _as_rank_0(config: RunConfig, plain: Mapping[Any, Any], command: str) -> float | None:
+def _as_rank_0(
+    config: RunConfig, plain: Mapping[Any, Any], command: str, report: Report | None
+) -> float | None:
     stopping = Stopping(config.trainer.time_budget and 60.0 * config.trainer.time_budget)
+    stopping.report = report
     plain = without_secrets(plain)
     begin = start(config.resume, Path(config.output_dir).absolute(), plain)
     folder = begin.folder
     config.output_dir = plain["output_dir"] = str(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        was_empty = not any(folder.iterdir())
-        handlers = _start_log(folder)
-    except OSError as error:
-        raise UserError(NO_DIRECTORY.format(error)) from error
+    with ExitStack() as alone:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            was_empty = not any(folder.iterdir())
+            alone.enter_context(held(folder))
+            handlers = _start_log(folder)
+        except OSError as error:
+            raise UserError(NO_DIRECTORY.format(error)) from error
+        return _logged(config, plain, command, begin, stopping, handlers, was_empty)
+
+
+def _logged(
+    config: RunConfig,
+    plain: dict[str, Any],
+    command: str,
+    begin: Start,
+    stopping: Stopping,
+    handlers: Sequence[logging.Handler],
+    was_empty: bool,
+) -> float | None:
+    folder = begin.folder
     try:
         if begin.finished is not None:
             log.info("%s holds this run, finished: nothing to do (remove it to run again)", folder)
@@ -234,10 +292,11 @@ def _as_rank_0(config: RunConfig, plain: Mapping[Any, Any], command: str) -> flo
 
                 ranks.of_first(None)
             return _metric(config, begin.finished["validation"], str(begin.finished["quality"]))
-        return _run(config, plain, command, begin, stopping)
+        with preemption.heard():
+            return _run(config, plain, command, begin, stopping)
     except KeyboardInterrupt as stopped:
         log.debug("the run stopped here", exc_info=True)
-        raise how_to_go_on(stopped, folder, command) from stopped
+        raise preemption.wait_for_the_end(how_to_go_on(stopped, folder, command)) from stopped
     except BaseException:
         log.debug("the run stopped here", exc_info=True)
         raise
@@ -246,7 +305,7 @@ def _as_rank_0(config: RunConfig, plain: Mapping[Any, Any], command: str) -> flo
             handler.close()
             logging.getLogger().removeHandler(handler)
         if was_empty:
-            _remove_if_nothing_ran(folder)
+            remove_if_nothing_ran(folder)
 
 
 def _run(
@@ -275,7 +334,7 @@ def _run(
         log.info(
             "An unfinished run of this configuration lies in %s; resume=%s goes on with it", other, other
         )
-    _replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
     (folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped, or is to be longer
     quiet_libraries()
     try:
@@ -283,7 +342,7 @@ def _run(
             ranks.of_first((str(folder), begin.checkpoint))
             outcome = Pipeline(build(config, plain), begin.checkpoint, stopping).run()
     except SystemExit as stopped:  # what Lightning makes of a signal while it trains
-        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
+        raise preemption.interruption(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
     results = assemble(outcome, describe(config, command))
     write(folder, results, outcome)
     card = model_card(results, plain, outcome.template, folder / "student")
@@ -339,13 +398,6 @@ def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: 
     return validation.get(quality if metric == "auto" else metric)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is there whole, as it was or as it will be, at every moment."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _say_what_it_is(config: RunConfig) -> None:
     real = f"python -m amd_lightning.run +experiment={config.experiment}"
     if config.data.source is Source.embedded:
@@ -388,26 +440,6 @@ def _start_log(folder: Path) -> list[logging.Handler]:
         root.addHandler(handler)
     log.setLevel(logging.DEBUG)  # tracebacks of errors that main says in one line; to run.log alone
     return handlers
-
-
-def _remove_if_nothing_ran(folder: Path) -> None:
-    """A run that was refused before its first artifact leaves no directory behind."""
-    if any(path.name not in OWN_FILES for path in folder.iterdir()):
-        return
-    for name in OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the directory if it is empty, and what is left empty above it in the default layout, runs/."""
-    layout = Path.cwd() / "runs"
-    above = [parent for parent in folder.parents if parent.is_relative_to(layout)]
-    for path in (folder, *above):
-        if path.is_dir():
-            if any(path.iterdir()):
-                return
-            path.rmdir()
 
 
 if __name__ == "__main__":

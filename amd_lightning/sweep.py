@@ -2,17 +2,19 @@
 
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from amd_lightning import conf_dir
+from amd_lightning import conf_dir, preemption
 from amd_lightning.analysis.runs import read_results
 from amd_lightning.cli import runs_something
 from amd_lightning.errors import ConfigError, UserError
 from amd_lightning.points import of_hydra, parsed, plain_key, points, sweeping
+from amd_lightning.search import SWEEPER, best_point
 from amd_lightning.sweep_index import Measured, Row, Status, SweepIndex
 
 RESUME = "sweep_resume"
@@ -73,9 +75,13 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
         index = SweepIndex(Path(hydra.sweep.dir))
         found = [parsed(text) for text in (*of_file, *line.overrides)]
         swept = list(dict.fromkeys(one.get_key_element() for one in found if one.is_sweep_override()))
-        known = OmegaConf.select(hydra, "runtime.choices")["hydra/sweeper"] == "basic"
+        sweeper = OmegaConf.select(hydra, "runtime.choices")["hydra/sweeper"]
+        if sweeper == SWEEPER and find_spec("optuna") is None:
+            raise UserError("+sweep=optuna needs optuna: pip install -e '.[optuna]'")
+        known = sweeper == "basic"
         labels = [label(point, swept) for point in points([*of_file, *line.overrides], True)] if known else []
-    if go_on:
+    requeued = preemption.restarted() and index.exists and index.command()["arguments"] == list(arguments)
+    if go_on or requeued:
         index.go_on(labels)
     else:
         index.begin(arguments, swept, labels)
@@ -119,13 +125,15 @@ def end(index: SweepIndex) -> list[str]:
         path = draw_heat_map(index.folder, rows)
         if path:
             console.print(f"beta x distance: {path}", markup=False, soft_wrap=True)
+    if best := best_point(index.folder, rows):
+        console.print(best, markup=False, soft_wrap=True)
     console.print(f"All points: {index.folder / 'index.csv'}", markup=False, soft_wrap=True)
     return _complaints(index, rows)
 
 
 def _complaints(index: SweepIndex, rows: Sequence[Row]) -> list[str]:
     failed = [f"{row.directory or row.point}: {row.error}" for row in rows if row.status == Status.failed]
-    rest = sum(row.status in (Status.waiting, Status.running) for row in rows)
+    rest = sum(row.status in (Status.waiting, Status.running, Status.requeued) for row in rows)
     if not failed and not rest:
         return []
     lines = [f"{len(failed)} of the sweep's points failed:", *(f"  - {line}" for line in failed)]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from amd_lightning.errors import UserError
+from amd_lightning.errors import Preempted, Pruned, UserError
 
 INDEX, COMMAND, LOCKS = "index.csv", "sweep.json", ".locks"
 INTERRUPTED = "interrupted"
@@ -34,6 +34,8 @@ class Status(StrEnum):
     running = "running"
     done = "done"
     failed = "failed"
+    pruned = "pruned"  # given up for those that do better
+    requeued = "requeued"  # stopped by a batch system, in whose queue its job stands again
 
 
 class Row(NamedTuple):
@@ -113,7 +115,8 @@ class SweepIndex:
                     f"the sweep in {self.folder} would have other points now (has a file in conf/sweep "
                     "changed?): start a new sweep"
                 )
-            kept = [row.status == Status.done or self.is_claimed(row.point) for row in rows]
+            ended = (Status.done, Status.pruned)
+            kept = [row.status in ended or self.is_claimed(row.point) for row in rows]
             self._write(
                 [
                     row if keep else Row(row.point, row.overrides, row.directory)
@@ -165,7 +168,7 @@ class SweepIndex:
             make: the run itself. Whatever it raises is noted, and raised.
 
         Returns:
-            The value of the metric.
+            The value of the metric; None where it was given up.
 
         Raises:
             UserError: another process runs the point.
@@ -180,14 +183,25 @@ class SweepIndex:
             started = time.perf_counter()
             try:
                 measured = make()
+            except Pruned as error:
+                gone = new._replace(status=Status.pruned, metric=error.metric, value=error.value)
+                self._change(gone._replace(seconds=time.perf_counter() - started))
+                return None
             except BaseException as error:
                 words = one_line(error) if isinstance(error, Exception) else INTERRUPTED
+                again = isinstance(error, Preempted)
+                status, words = (Status.requeued, "") if again else (Status.failed, words)
                 seconds = time.perf_counter() - started
-                self._change(new._replace(status=Status.failed, seconds=seconds, error=words))
+                self._change(new._replace(status=status, seconds=seconds, error=words))
                 raise
             seconds = time.perf_counter() - started
             self._change(new._replace(status=Status.done, seconds=seconds, **measured._asdict()))
             return measured.value
+
+    def failed(self, point: int, words: str) -> None:
+        """Note why a point that was to be queued again is not."""
+        row = next(row for row in self.rows() if row.point == point)
+        self._change(row._replace(status=Status.failed, error=words))
 
     def end(self) -> list[Row]:
         """All points, when nobody waits for them any more: those that no process runs have failed."""

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TimeRemainingColumn
 
 from amd_lightning import checkpoint_files, ranks
 from amd_lightning.errors import NonFiniteError
+from amd_lightning.metric_direction import rises
 from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.stopping import Stopping
@@ -94,6 +95,7 @@ class Validate(Callback):
         measure: what to call; its result is logged under `valid/`.
         final: whether training, which has just stopped before its last update, is measured as well; the
             module is not told, and the checkpoint is written already: the run that goes on never saw it.
+        tell: is called with the update and the metrics of every other one.
 
     Attributes:
         latest: the last one's metrics; `update` is when it was.
@@ -104,10 +106,12 @@ class Validate(Callback):
         every: int,
         measure: Callable[[], Mapping[str, float | None]],
         final: Callable[[], bool] = lambda: False,
+        tell: Callable[[int, Mapping[str, float | None]], None] = lambda update, metrics: None,
     ) -> None:
         self.every = every
         self.measure = measure
         self.final = final
+        self.tell = tell
         self.latest: dict[str, float | None] = {}
         self.update = -1
 
@@ -119,6 +123,7 @@ class Validate(Callback):
         if update == pl_module.updates or (self.every and update % self.every == 0):
             self._validate(pl_module)
             pl_module.validated(self.latest)
+            self.tell(update, self.latest)
             pl_module.student.train()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -258,9 +263,5 @@ class LastCheckpoint(Checkpoint):
             )
 
 
-RISING = ("rouge_l", "bleu", "accuracy", "exact_match")
-"""The metrics of which more is better; less is of all others."""
-
-
 def _better(metric: str, value: float, other: float) -> bool:
-    return value > other if metric.removeprefix("sampled_") in RISING else value < other
+    return value > other if rises(metric) else value < other

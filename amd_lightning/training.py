@@ -87,6 +87,8 @@ def fit(
         # One worker reads lists that are in memory; there is nothing to gain from more.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+        # One process needs no srun.
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         # Lightning's own call of a torch function.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         L.Trainer(

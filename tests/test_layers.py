@@ -22,7 +22,8 @@ COMPARED = (
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
 LOADING = "adapters students alignment checkpoints models pypi"
 TRAINING = (
-    "checkpoint_files training_state metrics_file loggers stopping sharding strategies tracking training"
+    "checkpoint_files training_state metrics_file metric_direction loggers preemption stopping sharding "
+    "strategies tracking training"
 )
 STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
 
@@ -87,11 +88,15 @@ LAYERS = {
     "pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
     "checkpoint_files": "",
-    "stopping": "ranks errors",
+    "metric_direction": "",
+    "preemption": "errors",
+    "stopping": "preemption ranks",
     "training_state": "ranks checkpoint_files errors",
     "metrics_file": "",
     "loggers": "evaluation modules.diagnostics errors",
-    "tracking": "ranks modules types errors checkpoint_files training_state metrics_file stopping",
+    "tracking": (
+        "ranks modules types errors checkpoint_files training_state metrics_file metric_direction stopping"
+    ),
     "sharding": "policies types",
     "strategies": "ranks sharding",
     "training": "ranks strategies data modules tracking training_state types errors",
@@ -155,23 +160,37 @@ LAYERS = {
     "description": "config",
     "build": f"{STAGES} spec config description",
     "points": "",
+    "study": "sweep_index",
+    "search": "analysis.runs metric_direction points study sweep_index",
     "cli": "config points errors",
-    "sweep": "analysis cli points sweep_index errors",
+    "sweep": "analysis cli points preemption search sweep_index errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
     "reference": "analysis modules.diagnostics compare judge push presets show_data evaluate cli",
-    "resume": "checkpoint_files errors",
+    "resume": "checkpoint_files preemption errors",
+    "run_directory": "resume",
     "launching": "ranks errors",
     "run": (
-        f"{STAGES} description launching pipeline results resume stopping build cli sweep sweep_index config "
-        "analysis"
+        f"{STAGES} description launching pipeline results resume stopping build cli sweep sweep_index "
+        "run_directory search study config analysis"
     ),
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
-COMPOSING = {"points", "cli", "sweep", "run", "presets", "show_data", "evaluate", "plan", "reference"}
+COMPOSING = {
+    "points",
+    "cli",
+    "search",
+    "sweep",
+    "run",
+    "presets",
+    "show_data",
+    "evaluate",
+    "plan",
+    "reference",
+}
 MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description"}, "hydra": COMPOSING}
 
 

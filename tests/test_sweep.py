@@ -12,6 +12,7 @@ import pytest
 from amd_lightning import run
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import DataError
+from amd_lightning.study import Report
 from amd_lightning.sweep_index import Row, SweepIndex
 from tests import test_run
 from tests.test_run import MICRO, Command, in_a_process
@@ -28,7 +29,9 @@ class Points:
         self.seen: list[str] = []
         self.failing: dict[int, BaseException] = {}
 
-    def __call__(self, config: RunConfig, plain: Mapping[str, Any], command: str) -> float | None:
+    def __call__(
+        self, config: RunConfig, plain: Mapping[str, Any], command: str, report: Report | None
+    ) -> float | None:
         folder = Path(config.output_dir)
         self.ran.append((str(config.objective.distance), config.objective.beta, config.seed))
         self.commands.append(command)

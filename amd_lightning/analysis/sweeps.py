@@ -27,8 +27,9 @@ def sweep_table(rows: Sequence[Row]) -> Table:
     """Every point with how it stands and what it came to, best read at 100 columns."""
     metrics = ", ".join(dict.fromkeys(row.metric for row in rows if row.metric))
     done = sum(row.status == Status.done for row in rows)
+    pruned = sum(row.status == Status.pruned for row in rows)
     table = Table(
-        title=Text(f"sweep: {done} of {len(rows)} points done"),
+        title=Text(f"sweep: {done} of {len(rows)} points done" + (f", {pruned} given up" if pruned else "")),
         caption=Text(
             "Metric: on the validation split after the last update. Cached: artifacts that were there "
             "already, of all.",
@@ -79,7 +80,7 @@ def collected(folder: Path, rows: Sequence[Row]) -> tuple[Cells, str]:
     cells: dict[tuple[str, float], list[float]] = {}
     metrics: dict[str, None] = {}
     for row in rows:
-        if row.value is None or not math.isfinite(row.value):
+        if row.status == Status.pruned or row.value is None or not math.isfinite(row.value):
             continue
         objective = read_results(folder / row.directory)["objective"]
         cells.setdefault((str(objective["distance"]), float(objective["beta"])), []).append(row.value)

@@ -1,0 +1,164 @@
+"""Jobs on a real SLURM that lose their place, are queued again, and end as if nothing had befallen them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amd_lightning.sweep_index import INDEX, Row, Status, SweepIndex
+from tests.cluster.scheduler import NoSchedulerError, said, slurm, wait_for
+from tests.test_resume_run import outcome
+from tests.test_run import MICRO, in_a_process
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+UPDATES = 60
+BEGUN = 5
+"""Updates after which a run loses its place."""
+RUN = (
+    f"{MICRO} optim.student.updates={UPDATES} trainer.checkpoint_every=1000 trainer.log_every=1 "
+    "evaluation.samples=1 rollout.replay.capacity=8 rollout.replay.refresh=0.5"
+)
+"""A run that by itself saves nothing before its end."""
+QUEUE = ("squeue", "-o", "%.6i %.9P %.10j %.10T %.14R")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of commands that find a SLURM, and of runs that share a cache."""
+    folder = tmp_path_factory.mktemp("slurm")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AMD_LIGHTNING_CACHE", str(folder / "cache"))
+        patched.setenv("PYTHONPATH", os.pathsep.join(map(os.path.abspath, sys.path)))
+        try:
+            with slurm(folder / "daemons") as found:
+                yield found
+        except NoSchedulerError as error:
+            pytest.skip(str(error))
+
+
+def updates(folder: Path) -> int:
+    """How many stand in a run's metrics.csv."""
+    file = folder / "metrics.csv"
+    return file.read_text().count("\n") - 1 if file.exists() else 0
+
+
+def take_place(environment: dict[str, str], cpus: int) -> str:
+    """A short job that others have to make room for; its command line."""
+    line = f"sbatch -p high -c {cpus} -J urgent -o /dev/null --wrap='sleep 3'"
+    assert "Submitted" in said(environment, *shlex.split(line))
+    return line
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize("options", ["--signal=USR1@60", ""], ids=["told", "killed after its grace time"])
+def test_a_job_of_sbatch_goes_on_when_it_is_queued_again(
+    options: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "job.sh").write_text(
+        f"#!/bin/bash\nsrun {sys.executable} -m amd_lightning.run {RUN} hydra.run.dir=run\n"
+    )
+    line = f"sbatch --requeue {options} -c 2 --open-mode=append --output=job.log --parsable job.sh"
+    number = said(environment, *shlex.split(line), cwd=tmp_path)
+    folder, log = tmp_path / "run", tmp_path / "job.log"
+
+    def state() -> str:
+        return said(environment, "squeue", "-h", "-j", number, "-o", "%T")
+
+    assert wait_for(lambda: updates(folder) >= BEGUN or not state(), 200), text(log)
+    take_place(environment, 2)
+    assert wait_for(lambda: state() == "PENDING", 60), text(log)
+    assert not (folder / "results.json").exists()
+    assert wait_for(lambda: not state(), 300), text(log)
+    assert (folder / "results.json").exists(), text(log)
+    (at,) = re.findall(r"distil: going on after update (\d+) of", text(folder / "run.log"))
+    assert BEGUN <= int(at) < UPDATES
+    assert (f"job {number} is queued again" in text(log)) == bool(options)
+    assert ("waiting for the batch system to end this process" in text(log)) != bool(options)
+    as_if_alone(folder)
+
+
+def as_if_alone(folder: Path, *overrides: str) -> None:
+    """A run's directory holds what a run that nothing befell leaves."""
+    alone = folder.parent / "alone"
+    found = in_a_process(folder.parent, *shlex.split(RUN), *overrides, f"hydra.run.dir={alone}")
+    assert found.returncode == 0, found.stderr
+    assert outcome(folder) == outcome(alone)
+
+
+class Watched:
+    """A sweep on SLURM in a process of its own, and what was seen of it."""
+
+    def __init__(self, line: str, folder: Path, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.seen = [f"$ python -m amd_lightning.run {line}"]
+        self.index = SweepIndex(folder / "sweep")
+        self.log = folder / "sweep.log"
+        with self.log.open("w") as out:
+            command = [sys.executable, "-m", "amd_lightning.run", *shlex.split(line)]
+            self.process = subprocess.Popen(
+                command, cwd=folder, env={**os.environ, **environment}, stdout=out, stderr=out
+            )
+
+    def look(self) -> None:
+        """At the queue, if it has changed."""
+        queue = said(self.environment, *QUEUE)
+        if queue != self.seen[-1]:
+            self.seen.append(queue)
+
+    def rows(self, status: Status) -> list[Row]:
+        return [row for row in self.index.rows() if row.status == status]
+
+    def two_train(self) -> bool:
+        self.look()
+        running = [updates(self.index.folder / row.directory) for row in self.rows(Status.running)]
+        return self.process.poll() is not None or (len(running) == 2 and min(running) >= BEGUN)
+
+    def one_is_queued_again(self) -> bool:
+        self.look()
+        return bool(self.rows(Status.requeued))
+
+    def has_ended(self) -> bool:
+        self.look()
+        return self.process.poll() is not None
+
+
+def test_a_sweep_on_an_array_outlives_the_preemption_of_a_point(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[cluster]'")
+    launcher = "gpus_per_node=0 cpus_per_task=1 mem_gb=1 partition=main timeout_min=60"
+    options = " ".join(f"hydra.launcher.{option}" for option in launcher.split())
+    sweep = Watched(
+        f"{RUN} -m seed=0,1,2,3 hydra.sweep.dir=sweep cluster=slurm {options}", tmp_path, environment
+    )
+    try:
+        assert wait_for(sweep.two_train, 200), text(sweep.log)
+        sweep.seen.append(f"$ {take_place(environment, 1)}")
+        assert wait_for(sweep.one_is_queued_again, 60), text(sweep.log)
+        (hit,) = sweep.rows(Status.requeued)
+        sweep.seen.append(text(sweep.index.folder / INDEX))
+        assert wait_for(sweep.has_ended, 500), text(sweep.log)
+    finally:
+        sweep.process.kill()
+        sweep.process.wait()
+    folder = sweep.index.folder / hit.directory
+    sweep.seen += [text(folder / "run.log"), text(sweep.index.folder / INDEX), text(sweep.log)]
+    (tmp_path / "transcript.txt").write_text("\n\n".join(sweep.seen))
+    assert sweep.process.returncode == 0, text(sweep.log)
+    assert [row.status for row in sweep.index.rows()] == [Status.done] * 4
+    again = [
+        row.point
+        for row in sweep.index.rows()
+        if "distil: going on after update" in text(sweep.index.folder / row.directory / "run.log")
+    ]
+    assert again == [hit.point]
+    as_if_alone(folder, hit.overrides)
