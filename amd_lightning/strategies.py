@@ -111,9 +111,9 @@ def trainer_options(strategy: str, sharded_teacher: bool = False) -> tuple[dict[
     """
     size = ranks.world_size()
     if size == 1:
-        # A rank that trains alone is no part of what a launcher's variables speak of. And where Lightning finds
-        # SLURM by itself it saves within a signal handler, perhaps between the critics' step and the student's
-        # (Lightning issue 21406): `preemption.py` has ours.
+        # A rank that trains alone is no part of what a launcher's variables speak of. And where Lightning
+        # finds SLURM by itself it saves within a signal handler, perhaps between the critics' step and the
+        # student's (Lightning issue 21406): `preemption.py` has ours.
         return {"devices": 1}, [LightningEnvironment()]
     here = ranks.local_world_size()
     chosen = Sharded(size, sharded_teacher) if strategy == "sharded" else UnwrappedDDP()

@@ -43,7 +43,7 @@ def _rank(
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), count)
+    store = dist.FileStore(str(folder / "store"), count)  # type: ignore[attr-defined]
     try:
         with ranks.joined(store, rank, count, timeout=timedelta(seconds=seconds)):
             torch.save(work(*arguments), folder / f"result_{rank}")

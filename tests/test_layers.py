@@ -179,6 +179,7 @@ LAYERS = {
 }
 # Nobody else sees a configuration object.
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
+PLUGIN = "hydra_plugins.amd_lightning_optuna"  # where Hydra looks for one
 COMPOSING = {
     "points",
     "cli",
@@ -353,4 +354,4 @@ def test_every_package_is_shipped() -> None:
         for file in module_names(PACKAGE).values()
         if file.name == "__init__.py"
     }
-    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == here | {"amd_lightning.conf"}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == here | {"amd_lightning.conf", PLUGIN}
