@@ -4,16 +4,17 @@ The only file that knows families, shifts responses or takes padding away, and t
 neither: see `policy_for`.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from amd_lightning.errors import ModelError
 from amd_lightning.policies import Policy
 from amd_lightning.types import PromptBatch, Rollout
+from amd_lightning.writing import NextLogits, roomy_cache
 
 USE = "use a causal model such as Llama, Qwen, GPT-2 or OPT, or an encoder-decoder model such as T5 or BART"
 
@@ -72,19 +73,20 @@ class Seq2SeqPolicy(Policy):
     def _to_generate(self, prompt: PromptBatch, max_tokens: int) -> tuple[dict[str, Tensor], int]:
         return prompt._asdict(), 1  # the start token
 
-    def _continuation(self, prompt: PromptBatch) -> Callable[[Tensor], Tensor]:
-        encoded, cache = self._encoded(prompt), None
+    _takes = ("encoder_outputs", "decoder_input_ids", "past_key_values")
+
+    def _continuation(self, prompt: PromptBatch, max_tokens: int) -> NextLogits:
+        encoded = self._encoded(prompt)
+        cache = roomy_cache(self.model.config, max_tokens)
 
         def logits(written_ids: Tensor) -> Tensor:
-            nonlocal cache
-            ids = self._started(written_ids)
-            following, cache = self._next_logits(
+            ids = self._started(written_ids) if written_ids.shape[1] == 0 else written_ids
+            return self._next_logits(
                 encoder_outputs=(encoded,),
                 attention_mask=prompt.attention_mask,
-                decoder_input_ids=ids if cache is None else ids[:, -1:],
+                decoder_input_ids=ids[:, -1:],
                 past_key_values=cache,
             )
-            return following
 
         return logits
 
@@ -138,22 +140,26 @@ class CausalPolicy(Policy):
         ids, mask = _aligned(prompt.input_ids, prompt.attention_mask.bool(), "right")
         return {"input_ids": ids, "attention_mask": mask.long()}, ids.shape[1]
 
-    def _continuation(self, prompt: PromptBatch) -> Callable[[Tensor], Tensor]:
+    _takes = ("input_ids", "position_ids", "past_key_values")
+
+    def _continuation(self, prompt: PromptBatch, max_tokens: int) -> NextLogits:
         prompt_ids, mask = _aligned(prompt.input_ids, prompt.attention_mask.bool(), "right")
-        cache = None
+        width = prompt_ids.shape[1]
+        cache = roomy_cache(self.model.config, width + max_tokens)
+        seen = pad(mask.long(), (0, max_tokens), value=1)
+        positions = (seen.cumsum(dim=1) - 1).clamp(min=0)
+        padded = not bool(mask.all())
 
         def logits(written_ids: Tensor) -> Tensor:
-            nonlocal cache
-            seen = torch.cat([mask, torch.ones_like(written_ids, dtype=torch.bool)], dim=1).long()
-            positions = (seen.cumsum(dim=1) - 1).clamp(min=0)
-            new = slice(None) if cache is None else slice(-1, None)
-            following, cache = self._next_logits(
-                input_ids=torch.cat([prompt_ids, written_ids], dim=1)[:, new],
-                attention_mask=seen,
-                position_ids=positions[:, new],
+            after = width + written_ids.shape[1]
+            new = slice(after - 1, after) if after > width else slice(0, width)
+            # Without padding the model knows both by itself, and need not make a mask of them at every step.
+            where = {"attention_mask": seen[:, :after], "position_ids": positions[:, new]} if padded else {}
+            return self._next_logits(
+                input_ids=written_ids[:, -1:] if after > width else prompt_ids,
                 past_key_values=cache,
+                **where,
             )
-            return following
 
         return logits
 

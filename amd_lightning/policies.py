@@ -4,9 +4,10 @@ Everybody sees N packed response tokens: their features [N, D], and a head that 
 [N, V]. Only `families.py` knows of model families, shifts and padding.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from amd_lightning.types import PromptBatch, Rollout
+from amd_lightning.writing import NextLogits, write
 
 
 class Policy(nn.Module, ABC):
@@ -56,8 +58,11 @@ class Policy(nn.Module, ABC):
         returns."""
 
     @abstractmethod
-    def _continuation(self, prompt: PromptBatch) -> Callable[[Tensor], Tensor]:
-        """written ids [B, t] -> next-token logits [B, V], for t = 0, 1, 2, … in turn, with a KV cache."""
+    def _continuation(self, prompt: PromptBatch, max_tokens: int) -> NextLogits:
+        """The next-token logits behind a prompt, with a KV cache for `max_tokens` steps."""
+
+    _takes: tuple[str, ...]
+    """What a model's forward must take for `_continuation`; others write with `generate`."""
 
     # -- the head ------------------------------------------------------------------------------
 
@@ -140,22 +145,72 @@ class Policy(nn.Module, ABC):
         Returns:
             Ids [B, T] and mask [B, T]: True up to and including the first EOS.
         """
+        inputs, before = self._to_generate(prompt, max_tokens)
+        mixture = None
+        if mixed_with is not None:
+            mixture = _Mixture(mixed_with._continuation(prompt, max_tokens), before, mixed_share)
+        if self.writes_itself and no_repeat_ngram_size == 0 and (sample or num_beams == 1):
+            with self._generating():
+                response_ids = self._write(prompt, max_tokens, sample, temperature, mixture)
+            return response_ids, until_end(response_ids, self.end_ids)
         choice: dict[str, object] = (
             {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             if sample
             else {"do_sample": False, "num_beams": num_beams, "length_penalty": length_penalty}
         )
-        inputs, before = self._to_generate(prompt, max_tokens)
-        mixing = LogitsProcessorList(
-            [_Mixture(mixed_with._continuation(prompt), before, mixed_share)] if mixed_with else []
-        )
         choice["no_repeat_ngram_size"] = no_repeat_ngram_size
         with self._generating(max_new_tokens=max_tokens, **choice):
             generated = self.model.generate(  # type: ignore[operator]  # a mixin that nn.Module hides
-                **inputs, logits_processor=mixing, **({"synced_gpus": True} if self.sharded else {})
+                **inputs,
+                logits_processor=LogitsProcessorList([] if mixture is None else [mixture]),
+                **({"synced_gpus": True} if self.sharded else {}),
             )
         response_ids = generated[:, before:]
         return response_ids, until_end(response_ids, self.end_ids)
+
+    @property
+    def writes_itself(self) -> bool:
+        """Whether the loop of `writing.py` can step the model: it takes a plain cache and positions, and is
+        not spread over ranks, which go on until the slowest is through."""
+        if self.sharded:
+            return False
+        takes = inspect.signature(self.model.forward).parameters
+        plain: bool = self.model._supports_default_dynamic_cache()  # type: ignore[operator]  # a mixin
+        return plain and all(name in takes for name in self._takes)
+
+    def _write(
+        self,
+        prompt: PromptBatch,
+        max_tokens: int,
+        sample: bool,
+        temperature: float,
+        mixture: "_Mixture | None",
+    ) -> Tensor:
+        """What `generate` would write, without what it does beside the model at every step. [B, T]."""
+        following = self._continuation(prompt, max_tokens)
+        beyond = self.head_size - self.vocabulary_size
+
+        def scores(written: Tensor) -> Tensor:
+            logits = following(written).float()
+            if beyond:  # a random number is drawn for every logit of the head
+                logits = pad(logits, (0, beyond), value=-math.inf)
+            return logits if mixture is None else mixture.of(written, logits)
+
+        return write(
+            scores,
+            len(prompt.input_ids),
+            max_tokens,
+            sample=sample,
+            temperature=temperature,
+            end_ids=self.end_ids,
+            pad_id=self._pad_id,
+            device=prompt.input_ids.device,
+        )
+
+    @property
+    def _pad_id(self) -> int:
+        pad_id = getattr(self.model.config, "pad_token_id", None)  # GPT-2 has none; masks never come from it
+        return self.end_ids[0] if pad_id is None else pad_id
 
     @property
     def end_ids(self) -> list[int]:
@@ -173,12 +228,11 @@ class Policy(nn.Module, ABC):
         """
         was_training, own_settings = self.model.training, self.model.generation_config
         config = self.model.config
-        pad_id = getattr(config, "pad_token_id", None)  # GPT-2 has none; masks never come from it
         self.model.generation_config = GenerationConfig(
             decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
             bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_id=config.eos_token_id,
-            pad_token_id=self.end_ids[0] if pad_id is None else pad_id,
+            pad_token_id=self._pad_id,
             suppress_tokens=list(range(self.vocabulary_size, self.head_size)) or None,
             **choice,
         )
@@ -189,11 +243,11 @@ class Policy(nn.Module, ABC):
             self.model.generation_config = own_settings
             self.model.train(was_training)
 
-    def _next_logits(self, **inputs: Any) -> tuple[Tensor, Any]:
-        """The logits [B, V] of the last position alone, and the KV cache."""
+    def _next_logits(self, **inputs: Any) -> Tensor:
+        """The logits [B, V] of the last position alone; a cache among the inputs is filled."""
         with self._captured_head_input() as captured:
-            cache = self.model(**inputs, use_cache=True).past_key_values
-        return self.logits(captured[0][:, -1]), cache
+            self.model(**inputs, use_cache=True)
+        return self.logits(captured[0][:, -1])
 
     @contextmanager
     def _captured_head_input(self) -> Iterator[list[Tensor]]:
@@ -221,13 +275,17 @@ class _Mixture(LogitsProcessor):
     The student's temperature is applied after it, by `generate`: to the mixture.
     """
 
-    def __init__(self, other: Callable[[Tensor], Tensor], before: int, share: float) -> None:
+    def __init__(self, other: NextLogits, before: int, share: float) -> None:
         self.other = other
         self.before = before
         self.share = share
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits = self.other(input_ids[:, self.before :])
+        return self.of(input_ids[:, self.before :], scores)
+
+    def of(self, written: Tensor, scores: Tensor) -> Tensor:
+        """The mixture after what was written. [B, t], [B, V] -> [B, V]."""
+        logits = self.other(written)
         other = logits.float().log_softmax(-1) + math.log(self.share)
         # Ids that are left out on either side have no probability, in the mixture neither.
         other = pad(other, (0, scores.shape[-1] - other.shape[-1]), value=-math.inf)

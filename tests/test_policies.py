@@ -203,13 +203,13 @@ def test_the_mixture_is_that_of_the_two_policies_at_every_step(
     for parameter in teacher.parameters():
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     steps: list[Tensor] = []
-    own = policies._Mixture.__call__
+    own = policies._Mixture.of
 
-    def recorded(self: Any, ids: Tensor, scores: Tensor) -> Tensor:
-        steps.append(own(self, ids, scores))
+    def recorded(self: Any, written: Tensor, scores: Tensor) -> Tensor:
+        steps.append(own(self, written, scores))
         return steps[-1]
 
-    monkeypatch.setattr(policies._Mixture, "__call__", recorded)
+    monkeypatch.setattr(policies._Mixture, "of", recorded)
     some = prompts([4, 2, 3, 5, 6], pad_id=student.model.config.pad_token_id or PAD)
     torch.manual_seed(0)
     ids, mask = student.respond(some, 6, mixed_with=teacher, mixed_share=0.3)
