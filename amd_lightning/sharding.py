@@ -58,6 +58,7 @@ def _sum_gradients(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply as it sums
 
 
 def whole_weights(model: nn.Module) -> dict[str, Any] | None:
