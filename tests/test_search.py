@@ -89,7 +89,7 @@ def test_what_failed_runs_again_and_the_search_ends_with_as_many_points(
     assert found.status == 1
     assert "1 of the sweep's points failed:\n  - 1_moment" in found.error
     before = rows()
-    assert [row.status for row in before[1:4:2]] == [Status.failed, Status.pruned]  # the second tells something
+    assert [row.status for row in before[1:4:2]] == [Status.failed, Status.pruned]
     first = ran.ran[1]
     ran.ran, ran.failing = [], {}
     found = command("sweep_resume=sweep")
@@ -98,8 +98,6 @@ def test_what_failed_runs_again_and_the_search_ends_with_as_many_points(
     after = rows()
     assert after[1].status in (Status.done, Status.pruned)
     assert after[1].overrides == before[1].overrides
-        1
-    ].overrides
     assert [row for row in after if row.point != 1] == [row for row in before if row.point != 1]
 
 
