@@ -7,6 +7,7 @@ points run, `sweep_resume=DIR` goes on.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ def _distribution(override: Override) -> Any:
     if isinstance(value.start, int):
         return IntDistribution(value.start, int(value.end), log="log" in value.tags)
     return FloatDistribution(value.start, value.end, log="log" in value.tags)
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, whose own search for plugins passes over editable installations."""
+    Plugins.instance().register(import_module(f"hydra_plugins.{SWEEPER}").OptunaSweeper)
 
 
 def report_of(folder: Path, number: int, metric: str) -> Report | None:

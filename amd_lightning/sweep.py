@@ -14,7 +14,7 @@ from amd_lightning.analysis.runs import read_results
 from amd_lightning.cli import runs_something
 from amd_lightning.errors import ConfigError, UserError
 from amd_lightning.points import of_hydra, parsed, plain_key, points, sweeping
-from amd_lightning.search import SWEEPER, best_point
+from amd_lightning.search import SWEEPER, best_point, register
 from amd_lightning.sweep_index import Measured, Row, Status, SweepIndex
 
 RESUME = "sweep_resume"
@@ -78,6 +78,8 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
         sweeper = OmegaConf.select(hydra, "runtime.choices")["hydra/sweeper"]
         if sweeper == SWEEPER and find_spec("optuna") is None:
             raise UserError("+sweep=optuna needs optuna: pip install -e '.[optuna]'")
+        if sweeper == SWEEPER:
+            register()
         known = sweeper == "basic"
         labels = [label(point, swept) for point in points([*of_file, *line.overrides], True)] if known else []
     requeued = preemption.restarted() and index.exists and index.command()["arguments"] == list(arguments)

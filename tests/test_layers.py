@@ -349,6 +349,10 @@ def test_every_library_that_is_imported_is_declared() -> None:
     assert {distribution(library) for library in libraries} - declared == set()
 
 
+PLUGIN = "hydra_plugins.amd_lightning_optuna"
+"""Where Hydra takes plugins from; it names a class of ours and does nothing else."""
+
+
 def test_every_package_is_shipped() -> None:
     here = {
         ".".join(file.parent.relative_to(REPOSITORY).parts)

@@ -14,7 +14,8 @@ from amd_lightning.errors import ConfigError
 from amd_lightning.points import of_hydra, parsed, points, sweeping
 from tests.test_config import composed, options
 
-SWEEPS = ["beta", "beta_by_distance", "critic", "distance", "learning_rate", "paper_table_2", "seeds"]
+GRIDS = ["beta", "beta_by_distance", "critic", "distance", "learning_rate", "paper_table_2", "seeds"]
+SWEEPS = sorted([*GRIDS, "optuna"])
 PLUGIN_OF = {
     "joblib": "hydra_joblib_launcher",
     "submitit_local": "hydra_submitit_launcher",
@@ -51,7 +52,8 @@ def test_a_sweeps_header_is_a_command_with_it(name: str) -> None:
     found = re.fullmatch(r"# python -m amd_lightning\.run (.*)", command)
     assert found
     assert f"+sweep={name}" in found[1].split()
-    composed(*(text for text in found[1].split() if not text.startswith(("cluster=", "+sweep="))))
+    of_the_sweep = ("cluster=", "+sweep=", "hydra.")
+    composed(*(text for text in found[1].split() if not text.startswith(of_the_sweep)))
 
 
 # tests/test_config.py composes every option of the groups and every distance at every beta.
@@ -66,7 +68,7 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_value_of_a_sweep_is_one_of_its_knob(name: str) -> None:
     for text in params(f"+sweep={name}"):
         key, _, values = text.partition("=")
@@ -76,7 +78,7 @@ def test_every_value_of_a_sweep_is_one_of_its_knob(name: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_sweep_is_one_of_every_experiment(name: str, experiment: str) -> None:
     texts = params(f"+sweep={name}")
     last = [
@@ -150,5 +152,5 @@ def test_a_point_that_is_wrong_is_found_before_the_first_runs() -> None:
 
 
 def test_the_overrides_of_a_sweep_file_are_readable_by_themselves() -> None:
-    for name in SWEEPS:
+    for name in GRIDS:
         assert all(parsed(text).is_discrete_sweep() for text in params(f"+sweep={name}")), name
