@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench-critics bench-memory bench-objectives constraints clean
+.PHONY: help install demo test lint format bench bench-critics bench-memory bench-objectives constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,15 @@ lint: $(INSTALLED) ## check style, layout and types
 format: $(INSTALLED) ## mend what ruff can mend
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+PEERS := .venv-trl
+$(PEERS)/.installed: # the peers' own environment, with the torch of ours
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install trl==1.16.0 torch==2.13.0 transformers==5.23.0
+	@touch $@
+
+bench: $(INSTALLED) $(PEERS)/.installed ## ours against TRL, a bare loop and the arithmetic; ARGS='--quick --only trl_8k ...'
+	$(BIN)/python experiments/speed/bench.py $(ARGS)
 
 bench-objectives: $(INSTALLED) ## dense against chunked heads: time and peak memory; options in ARGS=...
 	$(BIN)/python experiments/speed/objectives.py $(ARGS)

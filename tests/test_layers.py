@@ -69,11 +69,12 @@ LAYERS = {
     "modules.diagnostics": MODULES,
     "modules.horizon": "types objectives",
     "modules.adaptive": "",
+    "modules.clock": "",
     "modules.states": "modules.adaptive policies replay rollouts types",
     "modules.stored_teacher": "policies types",
     "modules.likelihood": "objectives.divergences types",
     "modules.base": f"{MODULES} modules.optim modules.diagnostics modules.horizon modules.adaptive "
-    "modules.states modules.stored_teacher modules.likelihood",
+    "modules.clock modules.states modules.stored_teacher modules.likelihood",
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
     "initialisation": "",

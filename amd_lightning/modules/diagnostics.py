@@ -23,6 +23,17 @@ rollout/buffer          prompts in the replay buffer
 cost/teacher_tokens     tokens that the teacher read while distilling, so far
 time/seconds            since training began
 time/updates_per_second since the line before
+                        seconds an update since the line before, by part (`modules/clock.py`):
+time/generation         collecting the batch, the student's responses above all
+time/teacher_forward    the teacher's layers
+time/student_forward    the student's
+time/distance           both heads, the distance, the critic at every action, and their gradient
+time/student_backward   the student's layers
+time/critic             the K steps
+time/optimizer          clipping and the student's step
+time/logging            making and writing the line before
+time/between            of two updates: loader, Lightning's hooks, validations, checkpoints
+time/rest               of an update
 """
 
 from collections import defaultdict
