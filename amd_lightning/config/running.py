@@ -110,7 +110,8 @@ class TrainerConfig:
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
     chunk_tokens: int | None = knob(
         None,
-        "tokens whose logits are in memory at once; null: as many as have 8 million logits, 64 at least",
+        "tokens whose logits are in memory at once; null: as many as have 8 million logits (on a CPU 1 "
+        "million), 64 at least, 128 where actions are more than 65,536",
         low=1,
     )
     log_every: int = knob(10, "updates between two rows of metrics.csv", low=1)

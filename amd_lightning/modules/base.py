@@ -250,7 +250,7 @@ class DistillationModule(L.LightningModule):
             tokens.weight,
             partial(self.student.log_probs, temperature=self.temperatures[1]),
             self.student.head_parameters,
-            self.chunk_tokens or chunk_size(self.student.vocabulary_size),
+            self.chunk_tokens or chunk_size(self.student.vocabulary_size, on_cpu=tokens.weight.is_cpu),
         )
 
     @torch.no_grad()

@@ -4,9 +4,10 @@
 
 Workers (bench/) are processes that make whole updates when they are told to; those of a group take turns,
 A-B-A-B, after two updates of warm-up. A ratio is the median over rounds of (seconds of one)/(seconds of the
-other) in the same round, its spread the lowest and the highest; memory is a process's highest resident
-memory, all its libraries included. `results.json` is written group by group, and a group that is in it is
-not run again (--again does); table.md and bench.png are drawn from it.
+other) in the same round, its spread the lowest and the highest; seconds are the process's CPU time on one
+thread, wall time on more. Memory is a process's highest resident memory, all its libraries included.
+`results.json` is written group by group, and a group that is in it is not run again (--again does);
+table.md and bench.png are drawn from it.
 """
 
 import argparse
@@ -170,13 +171,18 @@ class Bench:
                 log = self.folder / f"{group}_{name}.log".replace(" ", "_")
                 running.append(Worker(name, command, environment, log))
                 running[-1].run(1 if self.options.quick else 2)
-            found: dict[str, dict[str, Any]] = {worker.name: {"seconds": []} for worker in running}
+            found: dict[str, dict[str, Any]] = {
+                worker.name: {"wall_seconds": [], "cpu_seconds": []} for worker in running
+            }
             for round_ in range(self.options.rounds):
                 for worker in running:
                     answer = worker.run(self.options.updates)
-                    found[worker.name]["seconds"].append(statistics.median(answer.pop("seconds")))
+                    for kind, key in (("wall_seconds", "seconds"), ("cpu_seconds", "cpu_seconds")):
+                        found[worker.name][kind].append(statistics.median(answer.pop(key)))
                     found[worker.name] |= answer
                 print(f"{group}: round {round_ + 1} of {self.options.rounds}", file=sys.stderr, flush=True)
+            for one in found.values():  # on one thread other work disturbs a process's own time least
+                one["seconds"] = one["cpu_seconds" if self.options.threads == 1 else "wall_seconds"]
             return found
         finally:
             for worker in running:
