@@ -96,6 +96,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
             checkpoint_every=config.trainer.checkpoint_every,
             progress=str(config.trainer.progress),
             keep_checkpoints=config.trainer.keep_checkpoints,
+            profile=config.trainer.profile,
         ),
         cache=cache,
         folder=folder,

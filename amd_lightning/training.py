@@ -40,6 +40,7 @@ class TrainerSpec(NamedTuple):
     checkpoint_every: int
     progress: str
     keep_checkpoints: int = 2
+    profile: bool = False
 
 
 def fit(

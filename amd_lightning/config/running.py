@@ -128,6 +128,11 @@ class TrainerConfig:
         "no limit",
         above=0.0,
     )
+    profile: bool = knob(
+        False,
+        "while distilling, write where the time and memory of the third to the fifth update went: profile/ "
+        "in the run's directory",
+    )
     progress: Progress = knob(Progress.auto, "bar, lines (for logs), off; auto takes a bar on a terminal")
 
 

@@ -53,7 +53,8 @@ class Clock:
         began = time.perf_counter()
         if self._ended is not None:
             self._seconds["between"] += began - self._ended
-        yield
+        with torch.profiler.record_function("update"):
+            yield
         self._ended = time.perf_counter()
         self._inside += self._ended - began
         self._updates += 1
