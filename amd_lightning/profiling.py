@@ -1,7 +1,7 @@
 """trainer.profile=true: where the time and the memory of a few updates went.
 
-Writes `folder/trace.json` (chrome://tracing, https://ui.perfetto.dev), and `profile.csv` and `profile.md` with
-a line a part of an update (`modules/clock.py`). Updates after these run as ever.
+Writes `folder/trace.json` (chrome://tracing, https://ui.perfetto.dev), and `profile.csv` and `profile.md`
+with a line a part of an update (`modules/clock.py`). Updates after these run as ever.
 """
 
 import csv

@@ -37,8 +37,9 @@ def share(ours: dict[str, Any], rate: dict[str, Any], vocabulary: int) -> dict[s
     """
     flops_a_second = FLOPS / statistics.median(rate["seconds"])
     least = {name: flops / flops_a_second for name, flops in products(vocabulary).items()}
-    parts: dict[str, float] = ours["parts"]
-    update = statistics.median(ours["seconds"])
+    update, wall = (statistics.median(ours[kind]) for kind in ("seconds", "wall_seconds"))
+    # Parts are timed on the wall; other work on the machine stretches all of them alike.
+    parts = {name: seconds * update / wall for name, seconds in ours["parts"].items()}
     parts["between updates"] = max(0.0, update - sum(parts.values()))
     without = update - parts["generation"]
     needed = sum(seconds for name, seconds in least.items() if name != "generation")
