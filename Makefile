@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster lint format docs bench-critics bench-memory bench-objectives \
+.PHONY: help install demo test test-cluster lint format docs bench bench-critics bench-memory bench-objectives \
     constraints clean
 
 help: ## list these targets
@@ -47,6 +47,15 @@ format: $(INSTALLED) ## mend what ruff can mend
 
 docs: $(INSTALLED) ## build the documentation into build/docs, offline; a warning is an error
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --clean -f docs/mkdocs.yml
+
+PEERS := .venv-trl
+$(PEERS)/.installed: # the peers' own environment, with the torch of ours
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install trl==1.16.0 torch==2.13.0 transformers==5.23.0
+	@touch $@
+
+bench: $(INSTALLED) $(PEERS)/.installed ## ours against TRL, a bare loop and the arithmetic; ARGS='--quick --only trl_8k ...'
+	$(BIN)/python experiments/speed/bench.py $(ARGS)
 
 bench-objectives: $(INSTALLED) ## dense against chunked heads: time and peak memory; options in ARGS=...
 	$(BIN)/python experiments/speed/objectives.py $(ARGS)

@@ -114,6 +114,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
             keep_checkpoints=config.trainer.keep_checkpoints,
             sharded_teacher=config.trainer.teacher == "sharded",
             strategy="ddp" if config.trainer.strategy == "auto" else config.trainer.strategy,
+            profile=config.trainer.profile,
         ),
         cache=cache,
         folder=folder,

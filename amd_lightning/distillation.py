@@ -18,6 +18,7 @@ from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.preemption import interruption
+from amd_lightning.profiling import Profile
 from amd_lightning.spec import RunSpec
 from amd_lightning.stopping import Stopping
 from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate
@@ -130,6 +131,11 @@ def distil(
                     *([] if checkpoint is None else [Restore(checkpoint)]),
                     validate,
                     last,
+                    *(
+                        [Profile(spec.folder / "profile")]
+                        if spec.trainer.profile and ranks.rank() == 0
+                        else []
+                    ),
                 ],
             )
     stopping.agree()

@@ -174,7 +174,7 @@ def _fine_tuning(
         on_responses=0,
         distance="nll",
         critics=None,
-        chunk_tokens=chunk_size(shape.vocabulary),
+        chunk_tokens=chunk_size(shape.vocabulary, on_cpu=config.trainer.accelerator == "cpu"),
         precision=config.trainer.precision,
         student_bytes=_bytes(model),
         checkpointing=model.gradient_checkpointing,

@@ -94,7 +94,7 @@ def write_down(
     place = 0
     for start in range(0, len(examples), BATCH):
         hidden = _features(teacher, examples[start : start + BATCH], pad_id)
-        for rows in chunks(len(hidden), chunk_size(teacher.vocabulary_size)):
+        for rows in chunks(len(hidden), chunk_size(teacher.vocabulary_size, on_cpu=hidden.is_cpu)):
             top, found = likeliest(teacher.log_probs(hidden[rows], temperature), k)
             actions[place : place + len(top)] = top.cpu().numpy()
             log_probs[place : place + len(top)] = found.float().cpu().numpy()
@@ -151,7 +151,8 @@ def truncation(
         top_k = collate(batch, pad_id).top_k
         assert top_k is not None
         device = features[0].device
-        for rows in chunks(len(features[0]), chunk_size(teacher.vocabulary_size)):
+        size = chunk_size(teacher.vocabulary_size, on_cpu=features[0].is_cpu)
+        for rows in chunks(len(features[0]), size):
             log_p = teacher.log_probs(features[0][rows], temperature)
             log_q = student.log_probs(features[1][rows])
             coarse = top_k.log_probs[rows].to(device), coarsened(log_q, top_k.actions[rows].to(device))

@@ -47,6 +47,7 @@ class TrainerSpec(NamedTuple):
     keep_checkpoints: int = 2
     strategy: str = "ddp"
     sharded_teacher: bool = False
+    profile: bool = False
 
 
 def fit(

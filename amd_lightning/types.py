@@ -128,6 +128,10 @@ class Tokens(NamedTuple):
         """Some of the tokens."""
         return Tokens._make(None if part is None else part[rows] for part in self)
 
+    def constant(self) -> "Tokens":
+        """The same tokens, their features without a graph."""
+        return self._replace(student_hidden=self.student_hidden.detach())
+
 
 def join_responses(rollouts: Sequence[Rollout]) -> Rollout:
     """One rollout from several to the same prompts: their responses side by side, C = ΣC_i."""

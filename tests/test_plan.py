@@ -93,7 +93,7 @@ def test_the_plan_is_of_the_run_that_is_asked_for() -> None:
     work = stages["distillation"]
     assert (work.micro_batch_size, work.batch_size) == (8, 32)
     assert (work.off_responses, work.on_responses, work.critics) == (1, 0, None)
-    assert work.chunk_tokens == chunk_size(512)
+    assert work.chunk_tokens == chunk_size(512, on_cpu=True)
     assert stages["teacher"].teacher is None
 
 

@@ -123,7 +123,8 @@ class TrainerConfig:
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
     chunk_tokens: int | None = knob(
         None,
-        "tokens whose logits are in memory at once; null: as many as have 8 million logits, 64 at least",
+        "tokens whose logits are in memory at once; null: as many as have 8 million logits (on a CPU 1 "
+        "million), 64 at least, 128 where actions are more than 65,536",
         low=1,
     )
     log_every: int = knob(10, "updates between two rows of metrics.csv", low=1)
@@ -139,6 +140,11 @@ class TrainerConfig:
         "minutes in which the whole run ends: distillation stops in time to be evaluated and saved; null for "
         "no limit",
         above=0.0,
+    )
+    profile: bool = knob(
+        False,
+        "while distilling, write where the time and memory of the third to the fifth update went: profile/ "
+        "in the run's directory",
     )
     progress: Progress = knob(Progress.auto, "bar, lines (for logs), off; auto takes a bar on a terminal")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from amd_lightning import ranks
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.adaptive import AdaptiveBeta
+from amd_lightning.modules.clock import Clock
 from amd_lightning.modules.diagnostics import AXES, TokenMeans, response_metrics, split_logged
 from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
 from amd_lightning.modules.likelihood import with_likelihood
@@ -102,6 +103,7 @@ class DistillationModule(L.LightningModule):
         self.tokens_seen = {"off": 0, "on": 0, "teacher": 0}
         self._teacher_read = 0
         self.latest: dict[str, float] = {}
+        self.clock = Clock()
         self._started_at = self._logged_at = time.perf_counter()
         self._seconds_before = 0.0
         self._logged_update = 0
@@ -138,13 +140,16 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, stored: Rollout, batch_idx: int) -> None:
         """One update on one dataloader batch."""
-        batch = self.states.collect(stored, self.student, self.update, self.updates)
         logged = self.update == 0 or (self.update + 1) % self.log_every == 0
-        metrics = self._update(batch, diagnose=logged)
-        self.update += 1
-        self._count_tokens(batch)
-        if logged:
-            self._log(metrics | response_metrics(batch, self.student.end_ids))
+        with self.clock.update():
+            with self.clock("generation"):
+                batch = self.states.collect(stored, self.student, self.update, self.updates)
+            metrics = self._update(batch, diagnose=logged)
+            self.update += 1
+            with self.clock("logging"):
+                self._count_tokens(batch)
+                if logged:
+                    self._log(metrics | response_metrics(batch, self.student.end_ids))
 
     def validated(self, metrics: Mapping[str, float | None]) -> None:
         """Told of every validation (`tracking.Validate`), its metrics without the head `valid/`."""
@@ -165,32 +170,36 @@ class DistillationModule(L.LightningModule):
         kept: list[tuple[Tokens, dict[str, Tensor]]] = []
         for micro, advantage in zip(micro_batches, advantages, strict=True):
             tokens = self._pack(micro)._replace(advantage=advantage)
-            part, values = self._loss(tokens, diagnose)
-            self.manual_backward(part)
+            with self.clock("distance"):
+                part, values = self._loss(tokens, diagnose)
+            with self.clock("student_backward"):
+                self.manual_backward(part)
             loss += part.item()
-            tokens = _constant(tokens)
+            tokens = tokens.constant()
             logged, others = split_logged(values)
             means.add(tokens, logged)
             kept.append((tokens, others))
         loss = ranks.totals([loss])[0]
         self._require_finite(loss, "the student loss", "student")
-        critic_metrics = self.critic_steps(kept)
+        with self.clock("critic"):
+            critic_metrics = self.critic_steps(kept)
         metrics = {"train/loss": loss, "train/learning_rate": optimizer.param_groups[0]["lr"]}
-        metrics["train/grad_norm"] = self._step(
-            optimizer, self.student, loss, self.optimisation.clip_norm, "student"
-        )
+        with self.clock("optimizer"):
+            norm = self._step(optimizer, self.student, loss, self.optimisation.clip_norm, "student")
+        metrics["train/grad_norm"] = norm
         return metrics | means.metrics() | critic_metrics
 
     def _pack(self, micro: Batch) -> Tokens:
         """The packed tokens of a micro-batch: one student forward, and the only teacher forward."""
         rollout = micro.rollout
-        student_hidden = self.student.hidden(rollout)
+        with self.clock("student_forward"):
+            student_hidden = self.student.hidden(rollout)
         teacher_hidden = student_hidden.new_empty(len(student_hidden), 0)
         mask = rollout.response_mask
         off_policy = rollout.off_policy.unsqueeze(-1).expand_as(mask)[mask]
         top_k = None if rollout.top_k is None else spread(rollout.top_k, off_policy)
         if self.teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.clock("teacher_forward"):
                 teacher_hidden, read = live_features(self.teacher, rollout)
             self._teacher_read += read
         return Tokens(
@@ -205,7 +214,7 @@ class DistillationModule(L.LightningModule):
 
     def _loss(self, tokens: Tokens, diagnose: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Σ weight · (distance + advantage · log q(action)), and what the method kept of each token."""
-        packed = _constant(tokens)
+        packed = tokens.constant()
 
         def terms(rows: slice, log_q: Tensor) -> dict[str, Tensor]:
             chunk = packed.at(rows)
@@ -244,14 +253,13 @@ class DistillationModule(L.LightningModule):
             tokens.weight,
             partial(self.student.log_probs, temperature=self.temperatures[1]),
             self.student.head_parameters,
-            self.chunk_tokens or chunk_size(self.student.vocabulary_size),
+            self.chunk_tokens or chunk_size(self.student.vocabulary_size, on_cpu=tokens.weight.is_cpu),
         )
 
     @torch.no_grad()
     def _teacher_log_probs(self, tokens: Tokens) -> Tensor | None:
-        if self.teacher is None:
-            return None
-        return self.teacher.log_probs(tokens.teacher_hidden, self.temperatures[0])
+        teacher = self.teacher
+        return None if teacher is None else teacher.log_probs(tokens.teacher_hidden, self.temperatures[0])
 
     # -- what an action is responsible for beside its state ----------------------------------------
 
@@ -311,6 +319,7 @@ class DistillationModule(L.LightningModule):
             **self.states.metrics(),
             **self.axes(),
             "time/updates_per_second": rate,
+            **self.clock.read(),
         }
         self.log_to_all(self.latest)
 
@@ -392,6 +401,7 @@ class DistillationModule(L.LightningModule):
         self._logged_at = time.perf_counter()
         self._started_at = self._logged_at - self._seconds_before
         self._logged_update = self.update
+        self.clock.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"update": self.update, "tokens_seen": dict(self.tokens_seen)}
@@ -403,8 +413,3 @@ class DistillationModule(L.LightningModule):
         self.tokens_seen = dict(checkpoint["progress"]["tokens_seen"])
         self._seconds_before = checkpoint["seconds"]
         self.states.load(checkpoint)
-
-
-def _constant(tokens: Tokens) -> Tokens:
-    """The same tokens, their features without a graph."""
-    return tokens._replace(student_hidden=tokens.student_hidden.detach())

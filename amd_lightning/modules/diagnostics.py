@@ -24,6 +24,17 @@ train/response_tokens   response tokens trained on so far, whoever wrote them
 cost/teacher_tokens     tokens that the teacher read while distilling, so far
 time/seconds            since training began, validations included
 time/updates_per_second since the line before
+                        seconds an update since the line before, by part (`modules/clock.py`):
+time/generation         collecting the batch, the student's responses above all
+time/teacher_forward    the teacher's layers
+time/student_forward    the student's
+time/distance           both heads, the distance, the critic at every action, and their gradient
+time/student_backward   the student's layers
+time/critic             the K steps
+time/optimizer          clipping and the student's step
+time/logging            making and writing the line before
+time/between            of two updates: loader, Lightning's hooks, validations, checkpoints
+time/rest               of an update
 
 A method that has no value for a name leaves it out (no teacher: no gaps; beta = 1: nothing on-policy); nobody
 logs the same under another name. `AXES` stand in every row, validations' included.

@@ -21,10 +21,14 @@ Terms = Callable[[slice, Tensor], dict[str, Tensor]]
 whatever else the caller wants of each token [n, ...], which is kept without a graph."""
 
 LOGITS = 2**23
-"""How many logits a chunk may have by default, 32 MiB in float32: the largest block that glibc takes from
-memory that it holds already. Above it, every tensor is mapped and faulted in anew."""
-TOKENS = 128
-"""How many tokens a chunk has at least: with fewer, adding up the head's gradient takes the longest."""
+"""How many logits a chunk may have by default, 32 MiB in float32."""
+LOGITS_ON_CPU = 2**20
+"""The same on a CPU, 4 MiB: what stays in its caches from one operation to the next. At 8k actions 0.96 of an
+update's time and 0.82 of its memory with 2^23."""
+TOKENS, TOKENS_OF_HUGE = 64, 128
+"""How many tokens a chunk has at least, and with more than `HUGE` actions: with fewer, adding up the head's
+gradient takes the longest."""
+HUGE = 2**16
 
 
 def weighted_sum(
@@ -63,9 +67,10 @@ def chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def chunk_size(vocabulary_size: int) -> int:
+def chunk_size(vocabulary_size: int, *, on_cpu: bool) -> int:
     """How many tokens a chunk has where nobody says so."""
-    return max(TOKENS, LOGITS // vocabulary_size)
+    least = TOKENS if vocabulary_size <= HUGE else TOKENS_OF_HUGE
+    return max(least, (LOGITS_ON_CPU if on_cpu else LOGITS) // vocabulary_size)
 
 
 class _WeightedSum(torch.autograd.Function):

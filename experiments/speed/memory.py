@@ -138,7 +138,7 @@ def work_of(case: dict[str, Any]) -> Workload:
         on_responses=1 if case["beta"] < 1.0 else 0,
         distance=case["distance"],
         critics=critics if moments and case["actions"] else None,
-        chunk_tokens=chunk_size(case["vocabulary"]),
+        chunk_tokens=chunk_size(case["vocabulary"], on_cpu=True),
         checkpointing=case.get("checkpointing", False),
     )
 

@@ -57,7 +57,7 @@ def measure(form: str, distance: str, vocabulary: int, tokens: int) -> dict[str,
         loss = (weight * terms(slice(None), log_probs(hidden))["distance"]).sum()
     else:
         loss, _ = weighted_sum(
-            terms, hidden, weight, log_probs, list(head.parameters()), chunk_size(vocabulary)
+            terms, hidden, weight, log_probs, list(head.parameters()), chunk_size(vocabulary, on_cpu=True)
         )
     loss.backward()
     seconds = time.perf_counter() - started

@@ -234,5 +234,7 @@ def test_bfloat16_heads_accumulate_their_gradient_in_float32() -> None:
 def test_chunks_cover_all_rows_in_order() -> None:
     assert [list(range(7))[rows] for rows in chunks(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(chunks(0, 3)) == []
-    assert chunk_size(2**13) == 2**10
-    assert chunk_size(10**9) == 128
+    assert chunk_size(2**13, on_cpu=False) == 2**10
+    assert chunk_size(2**13, on_cpu=True) == 2**7
+    assert chunk_size(50_000, on_cpu=True) == 64
+    assert chunk_size(10**9, on_cpu=False) == chunk_size(10**9, on_cpu=True) == 128

@@ -6,6 +6,7 @@ It goes through the run's own pipeline; a callback, the last one to be called, w
 """
 
 import logging
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Waits(Callback):
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
+        self.parts: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.gate.between_updates()
@@ -38,6 +40,14 @@ class Waits(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        clock = getattr(pl_module, "clock", None)
+        if clock is not None and (read := clock.read()):
+            self.parts = [*self.parts[-19:], read]
+            self.gate.extra["parts"] = {
+                name.removeprefix("time/"): statistics.median(parts[name] for parts in self.parts)
+                for name in read
+                if name != "time/between"  # which the driver's turns are part of, here
+            }
         self.gate.between_updates()
 
 
