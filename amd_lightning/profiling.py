@@ -1,6 +1,6 @@
 """trainer.profile=true: where the time and the memory of a few updates went.
 
-Writes `folder/trace.json` (chrome://tracing, https://ui.perfetto.dev), and `profile.csv` and `profile.md`
+Writes `folder/trace.json.gz` (chrome://tracing, https://ui.perfetto.dev), and `profile.csv` and `profile.md`
 with a line a part of an update (`modules/clock.py`). Updates after these run as ever.
 """
 
@@ -57,7 +57,7 @@ class Profile(Callback):
     def _write(self) -> None:
         self._profile.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self.folder / "trace.json"))
+        self._profile.export_chrome_trace(str(self.folder / "trace.json.gz"))
         rows = part_rows(self._profile.key_averages())
         self._profile = None
         with (self.folder / "profile.csv").open("w", newline="") as file:

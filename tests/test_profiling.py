@@ -1,6 +1,7 @@
 """The profile of a few updates."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def test_a_profile_names_every_part(updates: int, tmp_path: Path) -> None:
     whole = seconds.pop("update")
     assert sum(seconds.values()) == pytest.approx(whole)
     assert min(seconds.values()) >= 0.0
-    named = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
+    named = {
+        event.get("name")
+        for event in json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))["traceEvents"]
+    }
     assert {"generation", "student_backward"} <= named
     assert len((folder / "profile.md").read_text().splitlines()) == len(rows) + 4

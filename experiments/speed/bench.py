@@ -72,7 +72,7 @@ class Bench:
         """The folder of a pair; made where it isn't there."""
         folder = self.folder / "_".join(map(str, ("pair", vocabulary, *student)))
         if not (folder / "train.jsonl").is_file():
-            sizes = " ".join(map(str, (vocabulary, 600, *student)))
+            sizes = " ".join(map(str, (vocabulary, 80, *student)))
             os.system(f"{sys.executable} {HERE}/bench/pair.py {folder} {sizes} 2>/dev/null")
         return str(folder)
 
