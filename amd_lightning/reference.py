@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from amd_lightning import compare, conf_dir, evaluate, judge, presets, push, show_data
+from amd_lightning import compare, conf_dir, dashboard, evaluate, judge, presets, push, show_data
 from amd_lightning.analysis.compare.measures import KNOWN
 from amd_lightning.cli import default, limits, validated
 from amd_lightning.modules import diagnostics
@@ -177,6 +177,7 @@ def commands() -> str:
         "data": show_data.HELP,
         "evaluate": evaluate.HELP,
         "compare": compare.parser().format_help(),
+        "dashboard": dashboard.parser().format_help(),
         "judge": judge.parser().format_help(),
         "push": push.parser().format_help(),
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from amd_lightning import cli, compare, evaluate, judge, plan, presets, push
+from amd_lightning import cli, compare, dashboard, evaluate, judge, plan, presets, push
 from amd_lightning.cli import check_command_line, knobs
 from amd_lightning.errors import UserError
 from amd_lightning.sweep import resumed
@@ -81,6 +81,7 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
     "plan": of_plan,
     "evaluate": of_evaluate,
     "compare": of_parser(compare.parser),
+    "dashboard": of_parser(dashboard.parser),
     "judge": of_parser(judge.parser),
     "push": of_parser(push.parser),
     "presets": of_presets,

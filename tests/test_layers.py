@@ -171,7 +171,7 @@ LAYERS = {
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
     "plan": "planning config cli build objectives errors",
-    "reference": "analysis modules.diagnostics compare judge push presets show_data evaluate cli",
+    "reference": "analysis modules.diagnostics compare dashboard judge push presets show_data evaluate cli",
     "resume": "checkpoint_files preemption errors",
     "run_directory": "resume",
     "launching": "ranks errors",

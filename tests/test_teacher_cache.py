@@ -167,12 +167,12 @@ def test_no_teacher_reads_what_is_written_down(tmp_path: Path) -> None:
         batch = batch_of(stored, beta)
         accumulate(some, batch)
         written = int(batch.rollout.response_mask[~batch.rollout.off_policy].sum())
-        assert sum(read) == some.tokens_seen["teacher"] == written
+        assert sum(read) == some._teacher_read == written
         assert (read == []) is (beta == 1.0)
     live = module("kl", 1.0, teacher=teacher())
     read = reading(live)
     accumulate(live, batch_of(collate(ROWS, PAD), 1.0))
-    assert sum(read) == live.tokens_seen["teacher"] == int(stored.response_mask.sum())
+    assert sum(read) == live._teacher_read == int(stored.response_mask.sum())
 
 
 # -- what is lost ----------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class LoggerConfig:
 
     wandb: WandbConfig = section(WandbConfig, "Weights & Biases")
     tensorboard: bool = knob(False, "event files in the run's tensorboard/ (extra tensorboard)")
-    mlflow: MlflowConfig = section(MlflowConfig, "MLflow")
+    mlflow: MlflowConfig = section(MlflowConfig, "a run of MLflow's")
 
 
 @dataclass

@@ -16,10 +16,11 @@ NO_DIFFERENCE = ("experiment", "output_dir", "resume", "seed", "data.path", "log
 """Names and places."""
 
 HARMLESS = (
-    "trainer.accelerator trainer.devices trainer.threads trainer.chunk_tokens trainer.log_every "
-    "trainer.progress trainer.validate_every trainer.checkpoint_every trainer.keep_checkpoints "
-    "trainer.time_budget evaluation.diagnose_every "
-    "optim.teacher.micro_batch_size optim.student_start.micro_batch_size optim.student.micro_batch_size"
+    "trainer.accelerator trainer.devices trainer.nodes trainer.strategy trainer.teacher trainer.threads "
+    "trainer.chunk_tokens trainer.log_every trainer.progress trainer.validate_every "
+    "trainer.checkpoint_every trainer.keep_checkpoints trainer.time_budget trainer.profile "
+    "evaluation.diagnose_every optim.teacher.micro_batch_size optim.student_start.micro_batch_size "
+    "optim.student.micro_batch_size"
 ).split()
 """Moves rounding and seconds at most; said, not refused."""
 
