@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amd_lightning.errors import RankError, UserError
+from amd_lightning.errors import Pruned, RankError, UserError
 
 GRACE_S = 30.0
 """How long a rank may take to notice that another died; then it is ended where it stands."""
@@ -119,8 +119,9 @@ def others_started(devices: int, gpu: bool, work: str, *arguments: Any) -> Itera
                 with ranks.joined(store, 0, devices, gpu=gpu):
                     yield
             except Exception as error:
-                watch.wait_for_a_death(seconds=0.0 if isinstance(error, UserError) else 20.0)
-                if watch.dead is not None and not isinstance(error, UserError):
+                its_own = isinstance(error, UserError | Pruned)  # which all ranks come to, or this one alone
+                watch.wait_for_a_death(seconds=0.0 if its_own else 20.0)
+                if watch.dead is not None and not its_own:
                     raise RankError(watch.dead) from error
                 raise
             watch.wait_for_all(LAST_S)

@@ -389,6 +389,8 @@ def work_with_rank_0(config: RunConfig) -> None:
     config.output_dir, checkpoint = told
     try:
         Pipeline(build(config, {}), checkpoint, stopping).run()
+    except Pruned:
+        return  # all ranks give up together, and rank 0 says so
     except SystemExit as stopped:
         raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
 

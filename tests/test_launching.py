@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from amd_lightning import launching, ranks
-from amd_lightning.errors import RankError, UserError
+from amd_lightning.errors import Pruned, RankError, UserError
 from amd_lightning.launching import Place, joined_outside, others_started, outside
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -48,6 +48,12 @@ def slowly(work: Callable[[], int]) -> int:
     return work()
 
 
+def give_up() -> None:
+    ranks.totals([1.0, 0.0])
+    ranks.first_alone(lambda: 1)
+    raise Pruned("rouge_l", 1.0, 2)
+
+
 def meet_twice() -> None:
     ranks.totals([1.0])
     ranks.totals([1.0])  # for which nobody is there
@@ -66,6 +72,13 @@ def test_a_rank_that_dies_ends_the_others_with_its_error(name: str, words: str) 
     with pytest.raises(RankError, match=words), others_started(2, False, work(name)):
         meet_twice()
     assert time.monotonic() - started < 60.0
+
+
+def test_a_run_that_is_given_up_is_nobodys_death(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(Pruned), others_started(2, False, work("adds"), str(tmp_path)):
+        give_up()
+    assert time.monotonic() - started < 19.0  # of which it used to wait 20 for a death
 
 
 def test_a_rank_that_dies_ends_one_that_never_looks(tmp_path: Path) -> None:
