@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from amd_lightning.commands import Parser, say
 from amd_lightning.errors import UserError
 
 DESCRIPTION = """\
@@ -23,15 +24,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as of every other error."""
-        raise UserError(f"{message}; see python -m amd_lightning.compare --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = _Parser(
+    found = Parser(
         prog="python -m amd_lightning.compare",
         description=DESCRIPTION,
         epilog=EPILOGUE,
@@ -74,14 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the tables and the report; an error that the user can mend is one line, and status 1."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        for line in compare(parser().parse_args(given), given):
-            sys.stdout.write(line + "\n")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+    say(lambda: compare(parser().parse_args(given), given))
 
 
 def compare(options: argparse.Namespace, given: Sequence[str]) -> list[str]:

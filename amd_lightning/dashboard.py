@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from amd_lightning.commands import Parser, say
 from amd_lightning.errors import UserError
 
 DESCRIPTION = """\
@@ -23,15 +24,9 @@ examples:
 REMEDY = "log in with `wandb login`, check --entity and the project's name, or see --dry-run"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as of every other error."""
-        raise UserError(f"{message}; see python -m amd_lightning.dashboard --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = _Parser(
+    found = Parser(
         prog="python -m amd_lightning.dashboard",
         description=DESCRIPTION,
         epilog=EPILOGUE,
@@ -54,14 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Send or write the dashboard; an error that the user can mend is one line, and status 1."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        for line in dashboard(parser().parse_args(given)):
-            sys.stdout.write(line + "\n")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+    say(lambda: dashboard(parser().parse_args(given)))
 
 
 def dashboard(options: argparse.Namespace) -> list[str]:

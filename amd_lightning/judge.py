@@ -9,8 +9,9 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from amd_lightning.commands import Parser, say
 from amd_lightning.errors import UserError
 
 DESCRIPTION = """\
@@ -32,12 +33,6 @@ and is never logged or saved.
 FILES = ("judge.json", "judged.jsonl")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as of every other error."""
-        raise UserError(f"{message}; see python -m amd_lightning.judge --help")
-
-
 def _above(kind: type, lowest: float) -> Any:
     def read(text: str) -> Any:
         number = kind(text)
@@ -55,7 +50,7 @@ def _temperature(text: str) -> float | None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = _Parser(
+    found = Parser(
         prog="python -m amd_lightning.judge",
         description=DESCRIPTION,
         epilog=EPILOGUE,
@@ -94,14 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("amd_lightning").setLevel(logging.INFO)
-    try:
-        for line in judge(parser().parse_args(given), given):
-            sys.stdout.write(line + "\n")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the replies so far are kept, run this again to go on\n")
-        sys.exit(130)
+    say(
+        lambda: judge(parser().parse_args(given), given),
+        "interrupted; the replies so far are kept, run this again to go on",
+    )
 
 
 def judge(options: argparse.Namespace, given: Sequence[str]) -> list[str]:

@@ -1,11 +1,11 @@
 """A run's student onto the Hugging Face hub: `python -m amd_lightning.push RUN --to ORG/NAME`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
+from amd_lightning.commands import Parser, say
 from amd_lightning.errors import HubUnreachableError, ModelError, UserError
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
@@ -24,15 +24,9 @@ class Hub(Protocol):
         """One commit with the files of a folder."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as of every other error."""
-        raise UserError(f"{message}; see python -m amd_lightning.push --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = _Parser(
+    found = Parser(
         prog="python -m amd_lightning.push",
         description="Upload a run's student with its model card. The token is that of `hf auth login` or "
         "HF_TOKEN. Read the card's note on licences first: some data sets allow no derivatives.",
@@ -51,15 +45,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Upload; an error that the user can mend is one line, and status 1."""
-    try:
-        options = parser().parse_args(arguments)
-        folder = model_folder(options.run, options.adapters)
-        from huggingface_hub import HfApi
+    say(lambda: _upload(parser().parse_args(arguments)))
 
-        place = push(folder, options.to, HfApi(), private=options.private)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sys.stdout.write(f"{folder} -> {place}\n")
+
+def _upload(options: argparse.Namespace) -> list[str]:
+    from huggingface_hub import HfApi
+
+    folder = model_folder(options.run, options.adapters)
+    return [f"{folder} -> {push(folder, options.to, HfApi(), private=options.private)}"]
 
 
 def model_folder(run: Path, adapters: bool) -> Path:
