@@ -176,9 +176,13 @@ LAYERS = {
     "resume": "checkpoint_files preemption errors",
     "run_directory": "resume",
     "launching": "ranks errors",
+    "one_run": (
+        f"{STAGES} description launching pipeline results resume run_directory stopping study build config "
+        "analysis"
+    ),
     "run": (
-        f"{STAGES} description launching pipeline results resume stopping build cli sweep sweep_index "
-        "run_directory search study config analysis"
+        "one_run description launching preemption resume run_directory search study sweep sweep_index cli "
+        "config errors"
     ),
 }
 # Nobody else sees a configuration object.
@@ -196,7 +200,7 @@ COMPOSING = {
     "plan",
     "reference",
 }
-MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description"}, "hydra": COMPOSING}
+MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description", "one_run"}, "hydra": COMPOSING}
 
 
 def module_names(package: Path) -> dict[str, Path]:

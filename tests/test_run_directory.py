@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amd_lightning import run
+from amd_lightning import one_run
 from amd_lightning.errors import UserError
 from amd_lightning.resume import LOCK, held, is_held, unfinished_beside
 from tests import test_run
@@ -64,7 +64,7 @@ def test_a_run_that_was_refused_for_itself_leaves_no_lock(
     def refuse(*arguments: object) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr(run, "_run", refuse)
+    monkeypatch.setattr(one_run, "_run", refuse)
     assert command(f"{MICRO} hydra.run.dir=taken").error == "no"
     assert anything_in(".") == []
 
