@@ -226,13 +226,10 @@ def _task(data: DataConfig) -> Task:
 
 
 def _model(model: TeacherConfig | StudentConfig, stage: StageConfig) -> ModelSpec:
-    lora, layers = model.lora, None
+    lora = model.lora
     architecture = asdict(model.architecture) | {"family": str(model.architecture.family)}
     if model.architecture.family is Family.llama:
         architecture = {name: value for name, value in architecture.items() if name not in ONLY_T5}
-    if isinstance(model, StudentConfig) and model.path is None and model.init is Init.layers:
-        chosen = model.layers
-        layers = Layers(chosen.count, chosen.indices, chosen.encoder_indices)
     return ModelSpec(
         path=model.path,
         revision=model.revision,
@@ -245,8 +242,15 @@ def _model(model: TeacherConfig | StudentConfig, stage: StageConfig) -> ModelSpe
         allow_pickle=model.allow_pickle,
         quantization=model.quantization if isinstance(model, TeacherConfig) else None,
         lora=Lora(lora.rank, lora.alpha, lora.dropout, tuple(lora.target_modules)) if lora.rank else None,
-        layers=layers,
+        layers=layers_of(model),
     )
+
+
+def layers_of(model: TeacherConfig | StudentConfig) -> Layers | None:
+    """Which of the teacher's layers a model starts from; None for one that is loaded or built by itself."""
+    if not isinstance(model, StudentConfig) or model.path is not None or model.init is not Init.layers:
+        return None
+    return Layers(model.layers.count, model.layers.indices, model.layers.encoder_indices)
 
 
 def _stage(stage: StageConfig) -> StageSpec:

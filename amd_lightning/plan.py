@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
 from amd_lightning import conf_dir
-from amd_lightning.build import FULL_BELOW
+from amd_lightning.build import FULL_BELOW, layers_of
 from amd_lightning.cli import check_command_line, one_line, validated
 from amd_lightning.config.choices import Actions, Distance, Family, Features
 from amd_lightning.config.pair import ModelConfig, StudentConfig, TeacherConfig
@@ -30,6 +30,7 @@ from amd_lightning.planning import report
 from amd_lightning.planning.memory import Critics, Workload
 from amd_lightning.planning.report import GB, Stage
 from amd_lightning.planning.shapes import Adapters, ModelShape, adapters_of, config_of, shape_of
+from amd_lightning.students import shortened
 
 BITS = {"8bit": 1.0, "4bit": 0.5}
 """Bytes of a quantized weight; the scales of its blocks (under a tenth) are left out."""
@@ -124,10 +125,15 @@ Sizes = tuple[ModelShape, Adapters | None, ModelConfig]
 
 def _sizes(config: RunConfig, model: TeacherConfig | StudentConfig, who: str) -> Sizes:
     """A model's shape and adapters."""
-    hub = config_of(model.path, model.revision) if model.path else _built(config, model)
+    layers = layers_of(model)
+    hub = shortened(_config(config, config.pair.teacher), layers) if layers else _config(config, model)
     lora, name = model.lora, model.path or f"{config.pair.name} {who}"
     adapters = adapters_of(hub, lora.rank, lora.target_modules, lora.dropout) if lora.rank else None
     return shape_of(hub, name), adapters, model
+
+
+def _config(config: RunConfig, model: TeacherConfig | StudentConfig) -> PreTrainedConfig:
+    return config_of(model.path, model.revision) if model.path else _built(config, model)
 
 
 def _built(config: RunConfig, model: ModelConfig) -> PreTrainedConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from amd_lightning.adapters import is_tied
 from amd_lightning.errors import ModelError
@@ -63,9 +63,7 @@ def from_layers(teacher: PreTrainedModel, layers: Layers) -> PreTrainedModel:
             f"{type(teacher).__name__} has no encoder; leave pair.student.layers.encoder_indices out"
         )
     chosen = {name: layers.of(stack, len(blocks)) for stack, (name, blocks) in stacks.items()}
-    config = copy.deepcopy(teacher.config)
-    for stack, (name, blocks) in stacks.items():
-        _set_depth(config, stack, chosen[name], len(blocks))
+    config = shortened(teacher.config, layers)
     if "encoder" in stacks and len(chosen[stacks["encoder"][0]]) < len(chosen[stacks["decoder"][0]]):
         raise ModelError(
             "pair.student.layers leaves an encoder with fewer layers than the decoder, with which "
@@ -79,6 +77,24 @@ def from_layers(teacher: PreTrainedModel, layers: Layers) -> PreTrainedModel:
     weights = teacher.state_dict()
     student.load_state_dict({key: _source(key, weights, chosen) for key in student.state_dict()})
     return student.eval()
+
+
+def shortened(config: PreTrainedConfig, layers: Layers) -> PreTrainedConfig:
+    """A teacher's config with the layers that its student keeps.
+
+    Raises:
+        ModelError: the layers are not there.
+    """
+    found = copy.deepcopy(config)
+    for stack in ("encoder", "decoder") if config.is_encoder_decoder else ("",):
+        depth = getattr(config, _depth(config, stack))
+        _set_depth(found, stack, layers.of(stack, depth), depth)
+    return found
+
+
+def _depth(config: object, stack: str) -> str:
+    """The field that holds a stack's number of layers."""
+    return next(name for name in DEPTHS[stack] if hasattr(config, name))
 
 
 def _stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]:
@@ -102,8 +118,7 @@ def _stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]:
 
 def _set_depth(config: object, stack: str, chosen: Sequence[int], depth: int) -> None:
     """The new number of layers, and what the config lists for each of them (Qwen's `layer_types`)."""
-    name = next(name for name in DEPTHS[stack] if hasattr(config, name))
-    setattr(config, name, len(chosen))
+    setattr(config, _depth(config, stack), len(chosen))
     for key, value in list(vars(config).items()):
         if "layer" in key and isinstance(value, list) and len(value) == depth:
             setattr(config, key, [value[index] for index in chosen])

@@ -171,7 +171,7 @@ LAYERS = {
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
-    "plan": "planning config cli build objectives errors",
+    "plan": "planning config cli build students objectives errors",
     "reference": "analysis modules.diagnostics compare dashboard judge push presets show_data evaluate cli",
     "resume": "checkpoint_files preemption errors",
     "run_directory": "resume",

@@ -117,6 +117,23 @@ def test_a_loaded_model_that_is_not_fine_tuned_has_no_stage(tmp_path: Path) -> N
     assert stages["distillation"].teacher.parameters == stages["distillation"].student.parameters
 
 
+def test_a_student_of_its_teachers_layers_has_their_sizes() -> None:
+    smollm2 = "+experiment=dolly", "+recipe=smollm2", "data.source=files", "data.path=DIR"
+    (distillation,) = stages_of(configuration(smollm2))
+    teacher, student = distillation.work.teacher, distillation.work.student
+    assert teacher is not None
+    assert (teacher.decoder_layers, student.decoder_layers) == (30, 6)
+    assert (teacher.parameters, student.parameters) == (134_515_008, 49_552_704)
+    assert teacher.vocabulary == student.vocabulary == 49_152
+
+
+def test_a_built_teachers_layers_count_too() -> None:
+    built = configuration(["+experiment=samsum", "pair.student.init=layers", "pair.student.layers.count=1"])
+    student = stages_of(built)[-1].work.student
+    assert (student.encoder_layers, student.decoder_layers) == (1, 1)
+    assert student.width == built.pair.teacher.architecture.d_model
+
+
 def test_number_types_count() -> None:
     quantized = ["pair.teacher.quantization=4bit", "optim.teacher.updates=0"]
     work = planned("+experiment=samsum", "scale=paper", *quantized, "pair.student.lora.rank=4")[

@@ -114,6 +114,17 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
     "openai-community/gpt2-medium": _gpt2(1024, 24, 16),
     "openai-community/gpt2-large": _gpt2(1280, 36, 20),
     "openai-community/gpt2-xl": _gpt2(1600, 48, 25),
+    # The GGUF of the wheel that pypi.py fetches.
+    "pypi:smollm2-135m-instruct": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
     "openlm-research/open_llama_3b": _open_llama(3200, 8640, 26),
     "openlm-research/open_llama_7b": _open_llama(4096, 11008, 32),
 }
