@@ -98,6 +98,7 @@ GOLDEN = {
     "google/t5-v1_1-base": 0.248,
     "google/t5-v1_1-large": 0.783,
     "google/t5-v1_1-xl": 2.85,
+    "pypi:smollm2-135m-instruct": 0.1345,
 }
 
 
