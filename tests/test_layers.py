@@ -124,7 +124,7 @@ LAYERS = {
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
     "sweep_index": "errors",
-    "analysis.sweeps": "analysis.runs analysis.figures analysis.tables sweep_index",
+    "analysis.sweeps": "analysis.runs analysis.figures analysis.tables metric_direction sweep_index",
     "analysis.compare.collect": "analysis.runs errors",
     "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
     "analysis.compare.methods": "analysis.runs analysis.compare.collect errors",

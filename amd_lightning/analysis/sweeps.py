@@ -15,10 +15,11 @@ from rich.text import Text
 from amd_lightning.analysis.figures import BLACK, BLUE
 from amd_lightning.analysis.runs import DISTANCE_NAMES, QUALITIES, number, read_results
 from amd_lightning.analysis.tables import NONE
+from amd_lightning.metric_direction import rises
 from amd_lightning.sweep_index import Row, Status
 
 COLOURS: Colormap = LinearSegmentedColormap.from_list("levels", ["#FFFFFF", BLUE])
-"""White to Okabe and Ito's blue: lightness alone tells levels apart, in grey print too."""
+"""White to Okabe and Ito's blue: lightness alone tells levels apart, in grey print too. Dark is better."""
 Cells = Mapping[tuple[str, float], Sequence[float]]
 """(distance, beta) -> the values of its points, one a seed or whatever else was swept."""
 
@@ -91,7 +92,8 @@ def collected(folder: Path, rows: Sequence[Row]) -> tuple[Cells, str]:
 def heat_map(cells: Cells, metric: str) -> Figure:
     """A row a distance, a column a beta, the mean of each cell's points written in it.
 
-    What was not measured stays white, with a dash. Distances keep the order in which they come.
+    Dark is better, whichever way the metric goes. What was not measured stays white, with a dash. Distances
+    keep the order in which they come.
     """
     distances = list(dict.fromkeys(distance for distance, _ in cells))
     betas = sorted({beta for _, beta in cells})
@@ -100,10 +102,12 @@ def heat_map(cells: Cells, metric: str) -> Figure:
     high = max(value for row in means for value in row if math.isfinite(value))
     figure = Figure((1.0 * len(betas) + 3.0, 0.5 * len(distances) + 1.6), layout="constrained")  # inches
     axis = figure.add_subplot()
-    image = axis.imshow(means, cmap=COLOURS, vmin=low, vmax=high if high > low else low + 1.0, aspect="auto")
+    more = rises(metric)
+    colours = COLOURS if more else COLOURS.reversed()
+    image = axis.imshow(means, cmap=colours, vmin=low, vmax=high if high > low else low + 1.0, aspect="auto")
     for place, row in enumerate(means):
         for column, value in enumerate(row):
-            dark = math.isfinite(value) and value - low > 0.6 * (high - low)
+            dark = math.isfinite(value) and (value - low if more else high - value) > 0.6 * (high - low)
             text = number(value, 3) if math.isfinite(value) else NONE
             axis.text(
                 column, place, text, ha="center", va="center", fontsize=9, color="white" if dark else BLACK
@@ -113,7 +117,9 @@ def heat_map(cells: Cells, metric: str) -> Figure:
     axis.set_xlabel("β (0: student-written states alone, 1: the data's)", fontsize=9)
     axis.tick_params(labelsize=9, length=0)
     axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axis).ax.tick_params(labelsize=8)
+    bar = figure.colorbar(image, ax=axis)
+    bar.set_label(f"{'more' if more else 'less'} is better", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     most = max(len(values) for values in cells.values())
     several = f", mean of up to {most} points" if most > 1 else ""
     axis.set_title(f"{QUALITIES.get(metric, metric)}, validation split{several}", fontsize=10)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from amd_lightning.analysis.sweeps import collected, draw_heat_map, heat_map, sweep_table
@@ -48,6 +49,17 @@ def test_every_cell_says_its_mean_and_what_is_missing_a_dash(tmp_path: Path) -> 
     assert axis.get_title() == "ROUGE-L, validation split, mean of up to 2 points"
     assert axis.images[0].get_clim() == (0.5, 10.5)
     assert bar.get_ylim() == (0.5, 10.5)
+
+
+@pytest.mark.parametrize(("metric", "best", "said"), [("rouge_l", 2.0, "more"), ("kl_off", 1.0, "less")])
+def test_dark_is_better_whichever_way_a_metric_goes(metric: str, best: float, said: str) -> None:
+    figure = heat_map({("kl", 0.0): [1.0], ("kl", 1.0): [2.0]}, metric)
+    axis, bar = figure.axes
+    lightness = {value: sum(axis.images[0].to_rgba(value)[:3]) for value in (1.0, 2.0)}
+    assert min(lightness, key=lambda value: lightness[value]) == best
+    white = [text.get_text() for text in axis.texts if text.get_color() == "white"]
+    assert white == [f"{best:.3f}"]
+    assert bar.get_ylabel() == f"{said} is better"
 
 
 def test_the_map_is_drawn_where_both_vary_alone(tmp_path: Path) -> None:
