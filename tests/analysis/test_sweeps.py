@@ -51,7 +51,7 @@ def test_every_cell_says_its_mean_and_what_is_missing_a_dash(tmp_path: Path) -> 
     assert bar.get_ylim() == (0.5, 10.5)
 
 
-@pytest.mark.parametrize(("metric", "best", "said"), [("rouge_l", 2.0, "more"), ("kl_off", 1.0, "less")])
+@pytest.mark.parametrize("metric, best, said", [("rouge_l", 2.0, "more"), ("kl_off", 1.0, "less")])
 def test_dark_is_better_whichever_way_a_metric_goes(metric: str, best: float, said: str) -> None:
     figure = heat_map({("kl", 0.0): [1.0], ("kl", 1.0): [2.0]}, metric)
     axis, bar = figure.axes
