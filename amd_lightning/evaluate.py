@@ -8,7 +8,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from amd_lightning import conf_dir
 from amd_lightning.cli import check_command_line, one_line, validated
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import UserError
+from amd_lightning.evaluation.lm_tasks import LmTasks, require_harness
 
 HELP = """\
 Score any model with the data, the decoding and the metrics of a run; nothing is trained.
@@ -30,11 +31,15 @@ Score any model with the data, the decoding and the metrics of a run; nothing is
   python -m amd_lightning.evaluate model=ORG/NAME model.revision=v1 +experiment=dolly scale=laptop \\
       data.source=files data.path=DIR
   python -m amd_lightning.evaluate model=PEFT_FOLDER teacher=TEACHER +experiment=samsum
+  python -m amd_lightning.evaluate model=CAUSAL_MODEL +experiment=dolly lm_eval.tasks=arc_easy,hellaswag
 
   model=PATH_OR_ID       a model folder, hub id or peft adapter folder
   teacher=PATH_OR_ID     a teacher with the same tokenizer: distances to it are measured beside the text
   model.KEY=VALUE        and teacher.KEY=VALUE: revision, dtype (float32, bfloat16), attn_implementation,
                          trust_remote_code, allow_pickle; of the teacher also quantization
+  lm_eval.tasks=A,B      also these tasks of the lm-evaluation-harness (extra lm_eval), for causal models;
+                         lm_eval.folder=DIR with YAML files of further tasks, lm_eval.limit=N examples a task,
+                         lm_eval.few_shot=N
   hydra.run.dir=DIR      where evaluation.json and predictions.jsonl go
                          (runs/EXPERIMENT/evaluate/MODEL/TIME)
 
@@ -44,6 +49,7 @@ demo's, which is generated.
 """
 MODEL_KEYS = ("revision", "dtype", "attn_implementation", "trust_remote_code", "allow_pickle")
 TEACHER_KEYS = (*MODEL_KEYS, "quantization")
+LM_KEYS = ("tasks", "folder", "limit", "few_shot")
 TOKENIZER_KEYS = ("revision", "trust_remote_code", "allow_pickle")
 """Those that say where files are and how they may be read."""
 USED = ("experiment", "scale", "limits", "data", "evaluation", "cache", "trainer", "hydra.run.dir")
@@ -69,11 +75,13 @@ class Asked(NamedTuple):
         own: overrides of a run that stand for `model` and `teacher`.
         rest: those that were given.
         has_teacher: whether there is a teacher.
+        lm_tasks: of the lm-evaluation-harness, if any are asked for.
     """
 
     own: list[str]
     rest: list[str]
     has_teacher: bool
+    lm_tasks: LmTasks | None
 
 
 def main() -> None:
@@ -103,6 +111,8 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """
     asked = taken_apart(arguments)
     config, plain, folder = _composed(asked)
+    if asked.lm_tasks is not None:
+        require_harness()
     import torch
     from rich.console import Console
 
@@ -119,7 +129,8 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     spec = build(config, plain)
     _make(folder)
     try:
-        outcome = ModelEvaluation(spec, asked.has_teacher).run()
+        evaluation = ModelEvaluation(spec, asked.has_teacher, asked.lm_tasks)
+        outcome = evaluation.run()
     except BaseException:
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -132,6 +143,8 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "amd_lightning.evaluate", *arguments]),
     }
     results = assemble(outcome, spec, description)
+    if asked.lm_tasks is not None:
+        results["lm_eval"] = evaluation.lm_results
     write(folder, results, outcome)
     console = Console()
     console.print(evaluation_table(results))
@@ -139,6 +152,9 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         own = results["quality"]
         best, sampled = (models["model"].get(metric) for metric in (own, f"sampled_{own}"))
         console.print(f"{name}: {own} {sampled:.1f} sampled, {best:.1f} best", highlight=False)
+    for name, values in evaluation.lm_results.items():
+        said = ", ".join(f"{metric} {value:.4g}" for metric, value in values.items())
+        console.print(f"{name}: {said}", highlight=False)
     place = f"Everything lies in {folder}: evaluation.json, predictions.jsonl"
     console.print(place, markup=False, soft_wrap=True, highlight=False)
     return results
@@ -152,13 +168,16 @@ def taken_apart(arguments: Sequence[str]) -> Asked:
     """
     given: dict[str, list[tuple[str, str]]] = {"model": [], "teacher": []}
     paths: dict[str, str] = {}
+    of_harness: dict[str, str] = {}
     rest = []
     for text in arguments:
         key, _, value = text.partition("=")
         who, _, inner = key.partition(".")
         if text.startswith("-"):
             raise UserError(f"{text} is not for this command, which measures one model; leave it out")
-        if who in given and not inner:
+        if who == "lm_eval":
+            of_harness[inner] = value
+        elif who in given and not inner:
             paths[who] = value
         elif who in given:
             known = MODEL_KEYS if who == "model" else TEACHER_KEYS
@@ -182,7 +201,25 @@ def taken_apart(arguments: Sequence[str]) -> Asked:
         for place, who in (("student", "model"), ("teacher", "teacher"))
         for key, value in (("path", paths[who]), *given[who])
     ]
-    return Asked(own, rest, has_teacher)
+    return Asked(own, rest, has_teacher, _lm_tasks(of_harness) if of_harness else None)
+
+
+def _lm_tasks(given: Mapping[str, str]) -> LmTasks:
+    """The part of a command line that is the harness'."""
+    unknown = [key for key in given if key not in LM_KEYS]
+    if unknown:
+        known = ", ".join(f"lm_eval.{key}" for key in LM_KEYS)
+        raise UserError(f"lm_eval.{unknown[0]} is not known; choose {known}")
+    names = [name.strip() for name in given.get("tasks", "").strip("[]").split(",") if name.strip()]
+    if not names:
+        raise UserError("lm_eval.* needs lm_eval.tasks=NAME,NAME")
+    numbers = {}
+    for key, low in (("limit", 1), ("few_shot", 0)):
+        text = given.get(key)
+        if text is not None and not (text.isdecimal() and int(text) >= low):
+            raise UserError(f"lm_eval.{key}={text} is not a whole number of {low} or more")
+        numbers[key] = None if text is None else int(text)
+    return LmTasks(names, given.get("folder"), numbers["limit"], numbers["few_shot"])
 
 
 def _require_used(key: str, text: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from amd_lightning import starts
+from amd_lightning.evaluation import lm_tasks
+from amd_lightning.evaluation.lm_tasks import LmTasks
 from amd_lightning.outcome import Outcome
 from amd_lightning.pipeline import Pipeline
 from amd_lightning.results import git_commit, peak_memory_mb, versions
@@ -17,11 +19,14 @@ class ModelEvaluation(Pipeline):
     """Measures `spec.student`, which is loaded; the tokenizer is that of `spec.teacher`.
 
     has_teacher: whether `spec.teacher` is a teacher to measure distances to. Else it names the same model.
+    lm_tasks: of the lm-evaluation-harness, to be measured as well, in `lm_results`.
     """
 
-    def __init__(self, spec: RunSpec, has_teacher: bool) -> None:
+    def __init__(self, spec: RunSpec, has_teacher: bool, asked: LmTasks | None = None) -> None:
         super().__init__(spec)
         self.has_teacher = has_teacher
+        self.lm_tasks = asked
+        self.lm_results: dict[str, dict[str, float]] = {}
 
     def run(self) -> Outcome:
         """The evaluations of "model", and of "teacher" if there is one."""
@@ -33,6 +38,9 @@ class ModelEvaluation(Pipeline):
             teacher, teacher_key = self._model("teacher", spec.teacher, None, None)
             self.teacher = teacher
         model, model_key = self._model("model", spec.student, teacher, teacher_key)
+        if self.lm_tasks is not None:
+            lm_tasks.require_causal(model.model)
+            manager = lm_tasks.require_tasks(self.lm_tasks)
         if teacher is not None:
             teacher_key, _ = self._aligned(model, teacher_key, model_key)
             samples = self._teacher_samples(
@@ -47,6 +55,12 @@ class ModelEvaluation(Pipeline):
             )
             for name in spec.task.sets:
                 outcome.sets[name] = {"model": self._evaluate_set(model, name)}
+        if self.lm_tasks is not None:
+            with self._timed("lm_eval"):
+                batch_size = spec.evaluation.decoding.batch_size
+                self.lm_results = lm_tasks.measure(
+                    model.model, self.tokenizer, self.lm_tasks, manager, batch_size
+                )
         return outcome
 
 

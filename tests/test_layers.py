@@ -69,6 +69,7 @@ LAYERS = {
     "evaluation.probe": f"{EVALUATION} evaluation.distances",
     "evaluation.sequences": EVALUATION,
     "evaluation.harness": f"{EVALUATION} evaluation",
+    "evaluation.lm_tasks": "data.sources errors",
     "modules.optim": MODULES,
     "modules.diagnostics": MODULES,
     "modules.horizon": "ranks types objectives",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -55,7 +56,7 @@ def test_every_cell_says_its_mean_and_what_is_missing_a_dash(tmp_path: Path) -> 
 def test_dark_is_better_whichever_way_a_metric_goes(metric: str, best: float, said: str) -> None:
     figure = heat_map({("kl", 0.0): [1.0], ("kl", 1.0): [2.0]}, metric)
     axis, bar = figure.axes
-    lightness = {value: sum(axis.images[0].to_rgba(value)[:3]) for value in (1.0, 2.0)}
+    lightness = {value: float(axis.images[0].to_rgba(np.array([value]))[0, :3].sum()) for value in (1.0, 2.0)}
     assert min(lightness, key=lambda value: lightness[value]) == best
     white = [text.get_text() for text in axis.texts if text.get_color() == "white"]
     assert white == [f"{best:.3f}"]
