@@ -8,7 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Policy(nn.Module, ABC):
         self._vocabulary_limit: int | None = None
         self.sharded = False
         """Spread over several ranks (`sharding.py`), which then call it together."""
+        self.compiled = False
+        """Its layers are compiled (`compiling.py`), for whole sequences."""
 
     # -- what a family says --------------------------------------------------------------------
 
@@ -238,7 +240,9 @@ class Policy(nn.Module, ABC):
         )
         self.model.eval()
         try:
-            yield
+            # A layer that is compiled would be compiled anew for caches, and steps are short.
+            with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+                yield
         finally:
             self.model.generation_config = own_settings
             self.model.train(was_training)
