@@ -1,14 +1,16 @@
 """Any model scored as a run's student: `python -m amd_lightning.evaluate model=PATH +experiment=samsum`.
 
 A folder, a hub id or a peft adapter folder, whoever trained it. With `teacher=PATH_OR_ID`, which must have
-the model's tokenizer, the distances to that teacher are measured too.
+the model's tokenizer, the distances to that teacher are measured too; with `lm_eval.tasks=[...]`, tasks of
+the LM evaluation harness beside the run's own.
 """
 
 import logging
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from amd_lightning import conf_dir
 from amd_lightning.cli import check_command_line, one_line, validated
+from amd_lightning.config.pair import StudentConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import UserError
-from amd_lightning.evaluation.lm_tasks import LmTasks, require_harness
+from amd_lightning.evaluation.lm_eval_tasks import LEAVE, LmEvalSettings, require, rows
 
 HELP = """\
 Score any model with the data, the decoding and the metrics of a run; nothing is trained.
@@ -31,15 +34,16 @@ Score any model with the data, the decoding and the metrics of a run; nothing is
   python -m amd_lightning.evaluate model=ORG/NAME model.revision=v1 +experiment=dolly scale=laptop \\
       data.source=files data.path=DIR
   python -m amd_lightning.evaluate model=PEFT_FOLDER teacher=TEACHER +experiment=samsum
-  python -m amd_lightning.evaluate model=CAUSAL_MODEL +experiment=dolly lm_eval.tasks=arc_easy,hellaswag
+  python -m amd_lightning.evaluate model=CAUSAL_MODEL +experiment=dolly lm_eval.tasks=[arc_easy,my_task.yaml]
 
   model=PATH_OR_ID       a model folder, hub id or peft adapter folder
   teacher=PATH_OR_ID     a teacher with the same tokenizer: distances to it are measured beside the text
   model.KEY=VALUE        and teacher.KEY=VALUE: revision, dtype (float32, bfloat16), attn_implementation,
                          trust_remote_code, allow_pickle; of the teacher also quantization
-  lm_eval.tasks=A,B      also these tasks of the lm-evaluation-harness (extra lm_eval), for causal models;
-                         lm_eval.folder=DIR with YAML files of further tasks, lm_eval.limit=N examples a task,
-                         lm_eval.few_shot=N
+  lm_eval.tasks=[NAME]   tasks of the LM evaluation harness too (extra lm_eval, causal models): their names,
+                         or YAML files of your own; the scores stand under lm_eval in evaluation.json
+  lm_eval.KEY=VALUE      as there: num_fewshot (each task's own), limit (all examples), batch_size (8),
+                         apply_chat_template (false)
   hydra.run.dir=DIR      where evaluation.json and predictions.jsonl go
                          (runs/EXPERIMENT/evaluate/MODEL/TIME)
 
@@ -49,7 +53,7 @@ demo's, which is generated.
 """
 MODEL_KEYS = ("revision", "dtype", "attn_implementation", "trust_remote_code", "allow_pickle")
 TEACHER_KEYS = (*MODEL_KEYS, "quantization")
-LM_KEYS = ("tasks", "folder", "limit", "few_shot")
+LM_EVAL_KEYS = tuple(field.name for field in fields(LmEvalSettings))
 TOKENIZER_KEYS = ("revision", "trust_remote_code", "allow_pickle")
 """Those that say where files are and how they may be read."""
 USED = ("experiment", "scale", "limits", "data", "evaluation", "cache", "trainer", "hydra.run.dir")
@@ -75,13 +79,13 @@ class Asked(NamedTuple):
         own: overrides of a run that stand for `model` and `teacher`.
         rest: those that were given.
         has_teacher: whether there is a teacher.
-        lm_tasks: of the lm-evaluation-harness, if any are asked for.
+        lm_eval: what is asked of lm_eval; None for nothing.
     """
 
     own: list[str]
     rest: list[str]
     has_teacher: bool
-    lm_tasks: LmTasks | None
+    lm_eval: LmEvalSettings | None = None
 
 
 def main() -> None:
@@ -110,15 +114,15 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         UserError: the command line, the model, its tokenizer, the data or the folder cannot be used.
     """
     asked = taken_apart(arguments)
+    if asked.lm_eval is not None:
+        require(asked.lm_eval)
     config, plain, folder = _composed(asked)
-    if asked.lm_tasks is not None:
-        require_harness()
     import torch
     from rich.console import Console
 
     from amd_lightning.analysis.tables import evaluation_table
     from amd_lightning.build import build
-    from amd_lightning.standalone import ModelEvaluation, assemble, write
+    from amd_lightning.standalone import ModelEvaluation, assemble, write, write_results
     from amd_lightning.training import quiet_libraries
 
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
@@ -127,9 +131,10 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     quiet_libraries()
     spec = build(config, plain)
+    tasks = None if asked.lm_eval is None else _lm_eval_tasks(asked.lm_eval, config.pair.student)
     _make(folder)
+    evaluation = ModelEvaluation(spec, asked.has_teacher)
     try:
-        evaluation = ModelEvaluation(spec, asked.has_teacher, asked.lm_tasks)
         outcome = evaluation.run()
     except BaseException:
         if not any(folder.iterdir()):
@@ -143,8 +148,6 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "amd_lightning.evaluate", *arguments]),
     }
     results = assemble(outcome, spec, description)
-    if asked.lm_tasks is not None:
-        results["lm_eval"] = evaluation.lm_results
     write(folder, results, outcome)
     console = Console()
     console.print(evaluation_table(results))
@@ -152,9 +155,11 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
         own = results["quality"]
         best, sampled = (models["model"].get(metric) for metric in (own, f"sampled_{own}"))
         console.print(f"{name}: {own} {sampled:.1f} sampled, {best:.1f} best", highlight=False)
-    for name, values in evaluation.lm_results.items():
-        said = ", ".join(f"{metric} {value:.4g}" for metric, value in values.items())
-        console.print(f"{name}: {said}", highlight=False)
+    if asked.lm_eval is not None and tasks is not None:
+        results["lm_eval"] = evaluation.lm_eval(tasks, asked.lm_eval)
+        write_results(folder, results)
+        for line in _lm_eval_lines(results["lm_eval"]):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     place = f"Everything lies in {folder}: evaluation.json, predictions.jsonl"
     console.print(place, markup=False, soft_wrap=True, highlight=False)
     return results
@@ -167,8 +172,8 @@ def taken_apart(arguments: Sequence[str]) -> Asked:
         UserError: no model, or options that would do nothing here.
     """
     given: dict[str, list[tuple[str, str]]] = {"model": [], "teacher": []}
+    harness: list[tuple[str, str]] = []
     paths: dict[str, str] = {}
-    of_harness: dict[str, str] = {}
     rest = []
     for text in arguments:
         key, _, value = text.partition("=")
@@ -176,13 +181,15 @@ def taken_apart(arguments: Sequence[str]) -> Asked:
         if text.startswith("-"):
             raise UserError(f"{text} is not for this command, which measures one model; leave it out")
         if who == "lm_eval":
-            of_harness[inner] = value
+            if inner not in LM_EVAL_KEYS:
+                raise UserError(f"{key} is not known; choose {_choices(who, LM_EVAL_KEYS)}")
+            harness.append((inner, value))
         elif who in given and not inner:
             paths[who] = value
         elif who in given:
             known = MODEL_KEYS if who == "model" else TEACHER_KEYS
             if inner not in known:
-                raise UserError(f"{key} is not known; choose {', '.join(f'{who}.{name}' for name in known)}")
+                raise UserError(f"{key} is not known; choose {_choices(who, known)}")
             given[who].append((inner, value))
         else:
             _require_used(key.lstrip("+~"), text)
@@ -201,25 +208,52 @@ def taken_apart(arguments: Sequence[str]) -> Asked:
         for place, who in (("student", "model"), ("teacher", "teacher"))
         for key, value in (("path", paths[who]), *given[who])
     ]
-    return Asked(own, rest, has_teacher, _lm_tasks(of_harness) if of_harness else None)
+    return Asked(own, rest, has_teacher, _lm_eval_settings(harness))
 
 
-def _lm_tasks(given: Mapping[str, str]) -> LmTasks:
-    """The part of a command line that is the harness'."""
-    unknown = [key for key in given if key not in LM_KEYS]
-    if unknown:
-        known = ", ".join(f"lm_eval.{key}" for key in LM_KEYS)
-        raise UserError(f"lm_eval.{unknown[0]} is not known; choose {known}")
-    names = [name.strip() for name in given.get("tasks", "").strip("[]").split(",") if name.strip()]
-    if not names:
-        raise UserError("lm_eval.* needs lm_eval.tasks=NAME,NAME")
-    numbers = {}
-    for key, low in (("limit", 1), ("few_shot", 0)):
-        text = given.get(key)
-        if text is not None and not (text.isdecimal() and int(text) >= low):
-            raise UserError(f"lm_eval.{key}={text} is not a whole number of {low} or more")
-        numbers[key] = None if text is None else int(text)
-    return LmTasks(names, given.get("folder"), numbers["limit"], numbers["few_shot"])
+def _choices(who: str, keys: Sequence[str]) -> str:
+    return ", ".join(f"{who}.{key}" for key in keys)
+
+
+def _lm_eval_settings(given: Sequence[tuple[str, str]]) -> LmEvalSettings | None:
+    """As they were written; one task needs no brackets.
+
+    Raises:
+        OmegaConfBaseException: a value of another type.
+    """
+    if not given:
+        return None
+    pairs = [
+        f"{key}=[{value}]" if key == "tasks" and not value.startswith("[") else f"{key}={value}"
+        for key, value in given
+    ]
+    known = OmegaConf.merge(OmegaConf.structured(LmEvalSettings), OmegaConf.from_dotlist(pairs))
+    settings: Any = OmegaConf.to_object(known)
+    return settings  # type: ignore[no-any-return]
+
+
+def _lm_eval_tasks(settings: LmEvalSettings, model: StudentConfig) -> list[Any]:
+    """lm_eval's tasks for a causal model.
+
+    Raises:
+        UserError: an encoder-decoder, or tasks that cannot be read.
+    """
+    from amd_lightning.evaluation.lm_eval_tasks import load
+    from amd_lightning.models import is_causal
+
+    if not is_causal(str(model.path), model.revision, model.trust_remote_code):
+        raise UserError(
+            f"lm_eval scores causal models, and model={model.path} is an encoder-decoder; {LEAVE}"
+        )
+    return load(settings)
+
+
+def _lm_eval_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for task, metric, value, error in rows(found):
+        shown = "–" if value is None else f"{value:.3f}"
+        lines.append(f"lm_eval {task}: {metric} {shown}" + ("" if error is None else f" ± {error:.3f}"))
+    return lines
 
 
 def _require_used(key: str, text: str) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amd_lightning import starts
-from amd_lightning.evaluation import lm_tasks
-from amd_lightning.evaluation.lm_tasks import LmTasks
+from amd_lightning.evaluation.lm_eval_tasks import LmEvalSettings, score
 from amd_lightning.outcome import Outcome
 from amd_lightning.pipeline import Pipeline
 from amd_lightning.results import git_commit, peak_memory_mb, versions
@@ -19,14 +18,11 @@ class ModelEvaluation(Pipeline):
     """Measures `spec.student`, which is loaded; the tokenizer is that of `spec.teacher`.
 
     has_teacher: whether `spec.teacher` is a teacher to measure distances to. Else it names the same model.
-    lm_tasks: of the lm-evaluation-harness, to be measured as well, in `lm_results`.
     """
 
-    def __init__(self, spec: RunSpec, has_teacher: bool, asked: LmTasks | None = None) -> None:
+    def __init__(self, spec: RunSpec, has_teacher: bool) -> None:
         super().__init__(spec)
         self.has_teacher = has_teacher
-        self.lm_tasks = asked
-        self.lm_results: dict[str, dict[str, float]] = {}
 
     def run(self) -> Outcome:
         """The evaluations of "model", and of "teacher" if there is one."""
@@ -38,9 +34,7 @@ class ModelEvaluation(Pipeline):
             teacher, teacher_key = self._model("teacher", spec.teacher, None, None)
             self.teacher = teacher
         model, model_key = self._model("model", spec.student, teacher, teacher_key)
-        if self.lm_tasks is not None:
-            lm_tasks.require_causal(model.model)
-            manager = lm_tasks.require_tasks(self.lm_tasks)
+        self.model = model
         if teacher is not None:
             teacher_key, _ = self._aligned(model, teacher_key, model_key)
             samples = self._teacher_samples(
@@ -55,13 +49,12 @@ class ModelEvaluation(Pipeline):
             )
             for name in spec.task.sets:
                 outcome.sets[name] = {"model": self._evaluate_set(model, name)}
-        if self.lm_tasks is not None:
-            with self._timed("lm_eval"):
-                batch_size = spec.evaluation.decoding.batch_size
-                self.lm_results = lm_tasks.measure(
-                    model.model, self.tokenizer, self.lm_tasks, manager, batch_size
-                )
         return outcome
+
+    def lm_eval(self, tasks: list[Any], settings: LmEvalSettings) -> dict[str, Any]:
+        """What lm_eval says of the model that `run` has loaded; see `lm_eval_tasks.score`."""
+        with self._timed("lm_eval"):
+            return score(self.model.model, self.tokenizer, tasks, settings)
 
 
 def assemble(outcome: Outcome, spec: RunSpec, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +93,7 @@ def assemble(outcome: Outcome, spec: RunSpec, description: Mapping[str, Any]) ->
 
 
 def write(folder: Path, results: Mapping[str, Any], outcome: Outcome) -> None:
-    """predictions.jsonl, as that of a run; then evaluation.json, by rename."""
+    """predictions.jsonl, as that of a run; then evaluation.json."""
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
         for who, evaluation in outcome.evaluations.items():
             for row in evaluation.predictions:
@@ -110,6 +103,11 @@ def write(folder: Path, results: Mapping[str, Any], outcome: Outcome) -> None:
                 for row in evaluation.predictions:
                     line = {"who": who, "evaluation_set": name, **row}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    write_results(folder, results)
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """evaluation.json, by rename."""
     temporary = folder / "evaluation.json.tmp"
     temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     temporary.rename(folder / "evaluation.json")

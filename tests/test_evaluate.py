@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from amd_lightning import adapters, evaluate
-from amd_lightning.data.tokenizer import train_tokenizer
-from amd_lightning.errors import UserError
-from amd_lightning.evaluation import lm_tasks
 from amd_lightning.models import load_policy
 from amd_lightning.outcome import Outcome
 from amd_lightning.results import assemble, write
@@ -140,89 +136,3 @@ def test_help_is_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(sys, "argv", ["evaluate", "--help"])
     evaluate.main()
     assert "python -m amd_lightning.evaluate model=" in capsys.readouterr().out
-
-
-# -- the lm-evaluation-harness ------------------------------------------------------------------
-
-TASK = """\
-task: colours
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: ["red", "blue"]
-doc_to_target: answer
-metric_list:
-  - metric: acc
-"""
-
-
-def causal_folder(folder: Path) -> None:
-    tokenizer = train_tokenizer([f"word{place} red blue" for place in range(40)], 300)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (("lm_eval.limit=3",), "lm_eval.* needs lm_eval.tasks=NAME,NAME"),
-        (("lm_eval.tasks=a", "lm_eval.shots=3"), "lm_eval.shots is not known; choose lm_eval.tasks"),
-        (("lm_eval.tasks=a", "lm_eval.limit=0"), "lm_eval.limit=0 is not a whole number of 1 or more"),
-    ],
-)
-def test_what_is_asked_of_the_harness_is_checked(arguments: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        evaluate.taken_apart(["model=./m", *arguments])
-    assert said in str(caught.value)
-
-
-def test_without_the_harness_its_tasks_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_tasks, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install 'amd_lightning"):
-        lm_tasks.require_harness()
-
-
-def test_the_harness_metrics_lose_their_filters_name() -> None:
-    values = {
-        "alias": "colours",
-        "acc,none": 0.5,
-        "acc_stderr,none": "N/A",
-        "em,flexible": 0.25,
-        "sample_len": 4,
-    }
-    assert lm_tasks.plain(values) == {"acc": 0.5, "em (flexible)": 0.25}
-
-
-def test_tasks_of_the_harness_are_measured_beside_the_runs_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("lm_eval", reason="the extra `lm_eval` is not installed")
-    model = tmp_path / "model"
-    causal_folder(model)
-    questions = tmp_path / "questions.jsonl"
-    rows = [{"question": f"Is {place} red or blue?", "answer": place % 2} for place in range(6)]
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "colours.yaml").write_text(TASK.format(file=questions))
-    asked = (f"model={model}", "lm_eval.tasks=colours", f"lm_eval.folder={tasks}", "lm_eval.limit=4")
-    place = f"hydra.run.dir={tmp_path / 'out'}"
-    monkeypatch.setattr(
-        sys, "argv", ["evaluate", "+experiment=samsum", "data.test_rows=2", "cache=off", place, *asked]
-    )
-    evaluate.main()
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert found["lm_eval"]["colours"]["acc"] in (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert "sampled_rouge_l" in found["model"]

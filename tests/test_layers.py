@@ -71,7 +71,7 @@ LAYERS = {
     "evaluation.probe": f"{EVALUATION} evaluation.distances",
     "evaluation.sequences": EVALUATION,
     "evaluation.harness": f"{EVALUATION} evaluation",
-    "evaluation.lm_tasks": "data.sources errors",
+    "evaluation.lm_eval_tasks": "errors",
     "modules.optim": MODULES,
     "modules.diagnostics": MODULES,
     "modules.horizon": "ranks types objectives",
@@ -127,7 +127,10 @@ LAYERS = {
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
     "sweep_index": "errors",
-    "analysis.sweeps": "analysis.runs analysis.figures analysis.tables metric_direction sweep_index",
+    "analysis.sweeps": (
+        "analysis.runs analysis.figures analysis.tables analysis.compare.measures metric_direction "
+        "sweep_index"
+    ),
     "analysis.compare.collect": "analysis.runs errors",
     "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
     "analysis.compare.methods": "analysis.runs analysis.compare.collect errors",
@@ -173,7 +176,7 @@ LAYERS = {
     "sweep": "analysis cli points preemption search sweep_index errors",
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
-    "evaluate": f"{STAGES} spec text build cli config standalone results analysis",
+    "evaluate": f"{STAGES} evaluation spec text build cli config standalone results analysis",
     "plan": "planning config cli build students objectives errors",
     "reference": "analysis modules.diagnostics compare dashboard judge push presets show_data evaluate cli",
     "resume": "checkpoint_files preemption errors",

@@ -12,14 +12,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from amd_lightning.analysis.compare.measures import measure_of
 from amd_lightning.analysis.figures import BLACK, BLUE
-from amd_lightning.analysis.runs import DISTANCE_NAMES, QUALITIES, number, read_results
+from amd_lightning.analysis.runs import DISTANCE_NAMES, number, read_results
 from amd_lightning.analysis.tables import NONE
 from amd_lightning.metric_direction import rises
 from amd_lightning.sweep_index import Row, Status
 
 COLOURS: Colormap = LinearSegmentedColormap.from_list("levels", ["#FFFFFF", BLUE])
-"""White to Okabe and Ito's blue: lightness alone tells levels apart, in grey print too. Dark is better."""
+"""White to Okabe and Ito's blue: lightness alone tells levels apart, in grey print too. Blue is
+better, whichever way the metric goes."""
 Cells = Mapping[tuple[str, float], Sequence[float]]
 """(distance, beta) -> the values of its points, one a seed or whatever else was swept."""
 
@@ -92,8 +94,8 @@ def collected(folder: Path, rows: Sequence[Row]) -> tuple[Cells, str]:
 def heat_map(cells: Cells, metric: str) -> Figure:
     """A row a distance, a column a beta, the mean of each cell's points written in it.
 
-    Dark is better, whichever way the metric goes. What was not measured stays white, with a dash. Distances
-    keep the order in which they come.
+    The darker a cell, the better (`metric_direction.rises`); title and colour bar say which way that is. What
+    was not measured stays white, with a dash. Distances keep the order in which they come.
     """
     distances = list(dict.fromkeys(distance for distance, _ in cells))
     betas = sorted({beta for _, beta in cells})
@@ -104,10 +106,13 @@ def heat_map(cells: Cells, metric: str) -> Figure:
     axis = figure.add_subplot()
     more = rises(metric)
     colours = COLOURS if more else COLOURS.reversed()
-    image = axis.imshow(means, cmap=colours, vmin=low, vmax=high if high > low else low + 1.0, aspect="auto")
+    limits = (low, high)
+    if low == high:  # a level alone is not called good: white
+        limits = (low, low + 1.0) if more else (low - 1.0, low)
+    image = axis.imshow(means, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
     for place, row in enumerate(means):
         for column, value in enumerate(row):
-            dark = math.isfinite(value) and (value - low if more else high - value) > 0.6 * (high - low)
+            dark = math.isfinite(value) and abs(value - limits[not more]) > 0.6 * (high - low)
             text = number(value, 3) if math.isfinite(value) else NONE
             axis.text(
                 column, place, text, ha="center", va="center", fontsize=9, color="white" if dark else BLACK
@@ -118,9 +123,12 @@ def heat_map(cells: Cells, metric: str) -> Figure:
     axis.tick_params(labelsize=9, length=0)
     axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axis)
-    bar.set_label(f"{'more' if more else 'less'} is better", fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    bar.set_label("better →", fontsize=9)  # upwards, as the bar's upper end is
+    if not more:
+        bar.ax.invert_yaxis()  # better is the upper end
     most = max(len(values) for values in cells.values())
     several = f", mean of up to {most} points" if most > 1 else ""
-    axis.set_title(f"{QUALITIES.get(metric, metric)}, validation split{several}", fontsize=10)
+    better = "more is better" if more else "less is better"
+    axis.set_title(f"{measure_of(metric).title} ({better})\nvalidation split{several}", fontsize=10)
     return figure

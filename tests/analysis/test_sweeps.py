@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import AxesImage
 from rich.console import Console
 
+from amd_lightning.analysis.compare.measures import KNOWN
 from amd_lightning.analysis.sweeps import collected, draw_heat_map, heat_map, sweep_table
+from amd_lightning.metric_direction import rises
 from amd_lightning.sweep_index import Row, Status
 
 
@@ -47,20 +50,37 @@ def test_every_cell_says_its_mean_and_what_is_missing_a_dash(tmp_path: Path) -> 
     assert [text.get_text() for text in axis.texts] == ["1.000", "5.500", "10.50", "0.500", "5.500", "–"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.5", "1"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["KL", "reverse KL"]
-    assert axis.get_title() == "ROUGE-L, validation split, mean of up to 2 points"
+    assert axis.get_title() == "ROUGE-L (more is better)\nvalidation split, mean of up to 2 points"
     assert axis.images[0].get_clim() == (0.5, 10.5)
     assert bar.get_ylim() == (0.5, 10.5)
 
 
-@pytest.mark.parametrize("metric, best, said", [("rouge_l", 2.0, "more"), ("kl_off", 1.0, "less")])
-def test_dark_is_better_whichever_way_a_metric_goes(metric: str, best: float, said: str) -> None:
-    figure = heat_map({("kl", 0.0): [1.0], ("kl", 1.0): [2.0]}, metric)
-    axis, bar = figure.axes
-    lightness = {value: float(axis.images[0].to_rgba(np.array([value]))[0, :3].sum()) for value in (1.0, 2.0)}
-    assert min(lightness, key=lambda value: lightness[value]) == best
+def lightness(image: AxesImage, value: float) -> float:
+    return float(sum(image.to_rgba(np.array(value))[:3]))
+
+
+@pytest.mark.parametrize("metric, rising", [("sampled_accuracy", True), ("tv_on", False)])
+def test_dark_is_better_whichever_way_a_metric_goes(metric: str, rising: bool) -> None:
+    cells = {("kl", 0.0): [0.1], ("kl", 1.0): [0.2], ("rkl", 0.0): [0.3], ("rkl", 1.0): [0.9]}
+    axis, bar = heat_map(cells, metric).axes
+    assert ("(more is better)" if rising else "(less is better)") in axis.get_title()
+    image = axis.images[0]
+    best, worst = (0.9, 0.1) if rising else (0.1, 0.9)
+    assert lightness(image, best) < lightness(image, 0.3) < lightness(image, worst) == 3.0
     white = [text.get_text() for text in axis.texts if text.get_color() == "white"]
-    assert white == [f"{best:.3f}"]
-    assert bar.get_ylabel() == f"{said} is better"
+    assert white == (["0.900"] if rising else ["0.100", "0.200", "0.300"])
+    assert bar.get_ylim() == (worst, best)  # better is the upper end
+    assert bar.get_ylabel() == "better →"
+
+
+def test_a_single_level_is_not_called_good() -> None:
+    for metric in ("rouge_l", "kl_on"):
+        image = heat_map({("kl", 0.0): [2.0], ("rkl", 1.0): [2.0]}, metric).axes[0].images[0]
+        assert lightness(image, 2.0) == 3.0
+
+
+def test_the_report_knows_the_same_directions() -> None:
+    assert [m.key for m in KNOWN.values() if m.better and (m.better > 0) != rises(m.key)] == []
 
 
 def test_the_map_is_drawn_where_both_vary_alone(tmp_path: Path) -> None:
