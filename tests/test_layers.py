@@ -127,6 +127,7 @@ LAYERS = {
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
     "sweep_index": "errors",
+    "analysis.compare.measures": "",
     "analysis.sweeps": (
         "analysis.runs analysis.figures analysis.tables analysis.compare.measures metric_direction "
         "sweep_index"
@@ -134,7 +135,6 @@ LAYERS = {
     "analysis.compare.collect": "analysis.runs errors",
     "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
     "analysis.compare.methods": "analysis.runs analysis.compare.collect errors",
-    "analysis.compare.measures": "",
     "analysis.compare.statistics": "",
     "analysis.compare.scores": f"{COMPARED} data.embedded evaluation.metrics",
     "analysis.compare.comparison": f"{COMPARED} analysis.compare.scores",
