@@ -123,7 +123,12 @@ def pictures(found: Comparison) -> list[tuple[str, str, str, str]]:
             "Each distance in turn, all others pale behind it.",
             beta_figure(found),
         ),
-        ("heat", "Distance × β", "Means over seeds. Dark is better, ★ is best.", heat_figure(found)),
+        (
+            "heat",
+            "Distance × β",
+            "Means over seeds. Dark is better in every map, ★ is best.",
+            heat_figure(found),
+        ),
         ("learning", "Learning curves", f"What is shown: {what}.", learning),
         (
             "cost",
