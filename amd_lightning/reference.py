@@ -124,11 +124,16 @@ def logged_names() -> dict[str, str]:
     """What is logged while training -> its meaning, as the docstring of `diagnostics` has it."""
     found: dict[str, str] = {}
     name = ""
+    head = ""
     for line in (diagnostics.__doc__ or "").splitlines():
         if start := re.match(r"(\w+/\w+)\s+(.*)", line):
             name, words = start.groups()
-            found[name] = words
-        elif name and line.strip():
+            found[name] = f"{head} {words}" if head else words
+        elif not line.startswith(" "):  # the table is over, or has not begun
+            name = head = ""
+        elif line.endswith(":"):  # heads all names below it
+            head = line.strip()
+        elif name:
             found[name] += " " + line.strip()
     for off in [name for name in found if name.endswith("_off")]:
         on = off.removesuffix("off") + "on"  # one text goes on behind both names

@@ -65,6 +65,9 @@ def test_the_glossary_is_written_in_whole_sentences() -> None:
     assert meanings["train/tv_on"].startswith("total variation between teacher and student")
     assert meanings["train/tv_off"].endswith("(half the L1 distance)")
     assert meanings["train/eos_share"].endswith("within the limit")
+    assert meanings["time/updates_per_second"] == "since the line before"
+    words = "seconds an update since the line before, by part (`modules/clock.py`): of an update"
+    assert meanings["time/rest"] == words
 
 
 def test_every_page_is_in_the_navigation() -> None:

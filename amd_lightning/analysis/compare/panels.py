@@ -47,7 +47,7 @@ SIGNIFICANT = 0.05
 def heat_figure(found: Comparison) -> Figure | None:
     """A map a metric, families × β, its number in every cell; None without two families and two β's."""
     names = families(found.methods)
-    betas = _betas(found)
+    betas = sorted(_betas(found))  # as the figure before it, and a sweep's own map
     if len(names) < 2 or len(betas) < 2:
         return None
     metrics = [key for key in dict.fromkeys([found.judge, *MAP_METRICS]) if key in found.metrics]

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import httpx
+
 from amd_lightning.analysis.compare.collect import Run, flat
 from amd_lightning.analysis.runs import MODELS, Curve
 from amd_lightning.errors import UserError
 
 SCHEME = "wandb:"
+PROBE_SECONDS = 5.0
 REMEDY = "check the name and `wandb login`, or compare the runs' own folders, which need no network"
 SECTIONS = ("objective", "rollout", "critic")
 CURVES = ("train/", "valid/", "time/", "cost/", "critic/", "rollout/")
@@ -51,8 +54,18 @@ def _api() -> Api:
 
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         raise UserError(f"W&B is told to stay offline (WANDB_MODE): unset it, or {REMEDY.split(', or ')[1]}")
+    _require_answer(wandb.setup().settings.base_url)
     api: Api = wandb.Api(timeout=20)
     return api
+
+
+def _require_answer(address: str) -> None:
+    """Any answer of the server; W&B's own client tries again for half a minute before it gives up."""
+    try:
+        httpx.head(address, timeout=PROBE_SECONDS, verify=False)  # nothing is sent; who it is, W&B checks
+    except httpx.HTTPError as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"W&B does not answer at {address} ({reason}): {REMEDY}") from error
 
 
 def _run(run: Any, path: str) -> Run:

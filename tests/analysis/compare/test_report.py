@@ -98,8 +98,8 @@ def test_beta_curves_are_the_means(found: Comparison) -> None:
 def test_heat_maps_have_their_numbers_and_one_star(found: Comparison) -> None:
     axis = drawn(heat_figure(found)).axes[0]
     assert axis.get_title() == "sampled accuracy (↑)"
-    assert [text.get_text() for text in axis.texts] == ["0.875 ★", "0.650", "0.425", "0.225"]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["β 1", "β 0"]
+    assert [text.get_text() for text in axis.texts] == ["0.650", "0.875 ★", "0.225", "0.425"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["β 0", "β 1"]
 
 
 def test_learning_curves_are_validations_where_there_are_enough(found: Comparison) -> None:

@@ -1,5 +1,7 @@
 """Runs of a W&B project, from a stub of its public API."""
 
+import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,6 +94,21 @@ def test_no_answer_is_one_line_with_a_remedy() -> None:
 
     with pytest.raises(UserError, match=r"gives nothing of e/p \(no route to host\): check the name"):
         wandb_runs("wandb:e/p", Dead([]))
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        monkeypatch.setattr(
+            "wandb.setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url=address))
+        )
+        monkeypatch.setattr("wandb.Api", lambda **_: pytest.fail("was asked all the same"))
+        started = time.monotonic()
+        with pytest.raises(UserError, match=rf"W&B does not answer at {address} \(.*refused.*\): check the"):
+            wandb_runs("wandb:e/p")
+    assert time.monotonic() - started < 10.0
 
 
 def test_offline_it_is_not_even_asked(monkeypatch: pytest.MonkeyPatch) -> None:
