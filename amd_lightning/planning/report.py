@@ -169,11 +169,12 @@ def _verdict(stage: Stage, capacity: int, devices: int) -> list[str]:
 
 
 def _gb(size: int) -> str:
-    return f"{size / GB:.1f} GB"
+    return f"{_bare_gb(size)} GB"
 
 
 def _bare_gb(size: int) -> str:
-    return f"{size / GB:.2f}"
+    """Small models are told apart too."""
+    return f"{size / GB:.2f}" if size >= 0.1 * GB else f"{size / GB:.3f}"
 
 
 def _count(number: int) -> str:
