@@ -11,17 +11,7 @@ from torch import Tensor
 
 from amd_lightning.adapters import Lora
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.compiling import compile_layers
-from amd_lightning.config.choices import (
-    Actions,
-    Backend,
-    CriticKind,
-    Distance,
-    Family,
-    Features,
-    Init,
-    Writer,
-)
+from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, Features, Init, Writer
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
 from amd_lightning.config.pair import StudentConfig, TeacherConfig
@@ -62,11 +52,10 @@ from amd_lightning.objectives.divergences import PARAMETERS
 from amd_lightning.objectives.support import Support, full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler, Sampler
+from amd_lightning.rollouts import HfSampler
 from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
 from amd_lightning.students import Layers
 from amd_lightning.training import StageSpec, TrainerSpec, seed_for
-from amd_lightning.vllm_sampler import VllmSampler, require_vllm
 
 TASKS: dict[str, Any] = {"samsum": samsum, "dolly": dolly, "iwslt": iwslt, "strategyqa": strategyqa}
 
@@ -79,7 +68,7 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
         logged_config: the same as plain values without secrets, for W&B.
 
     Raises:
-        UserError: the package of a logger, or of the backend that writes responses, is missing.
+        UserError: the package of a logger is missing.
     """
     for package, wanted in (
         ("tensorboard", config.logger.tensorboard),
@@ -87,8 +76,6 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
     ):
         if wanted:
             require(package)
-    if config.rollout.backend is Backend.vllm:
-        require_vllm()
     folder, kernel = Path(config.output_dir), config.objective.kernel
     cache = ArtifactCache(
         Path(config.cache.dir).expanduser() if config.cache.enabled else folder / "artifacts"
@@ -141,9 +128,14 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
 def make_module(config: RunConfig, student: Policy, teacher: Policy) -> DistillationModule:
     """The method: a divergence, or the game against critics."""
     objective, rollout, stage = config.objective, config.rollout, _stage(config.optim.student)
-    _compile(config, student, teacher)
     shared: dict[str, Any] = {
-        "sampler": _sampler(config, teacher),
+        "sampler": HfSampler(
+            config.data.max_response_tokens,
+            rollout.temperature,
+            rollout.responses,
+            teacher if rollout.teacher_share else None,
+            rollout.teacher_share,
+        ),
         "beta": objective.beta,
         "normalise": str(objective.normalise),
         "optimisation": stage.optimisation,
@@ -183,30 +175,8 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
     )
 
 
-def _sampler(config: RunConfig, teacher: Policy) -> Sampler:
-    data, rollout = config.data, config.rollout
-    if rollout.backend is Backend.vllm:
-        return VllmSampler(
-            data.max_response_tokens,
-            data.max_prompt_tokens,
-            rollout.temperature,
-            rollout.responses,
-            rollout.vllm_memory_share,
-        )
-    share = rollout.teacher_share
-    mixed_with = teacher if share else None
-    return HfSampler(data.max_response_tokens, rollout.temperature, rollout.responses, mixed_with, share)
-
-
-def _compile(config: RunConfig, *policies: Policy) -> None:
-    if config.trainer.compile:
-        for policy in policies:
-            compile_layers(policy)
-
-
 def make_fine_tuning(config: RunConfig, policy: Policy, stage: StageSpec) -> DistillationModule:
     """Maximum likelihood on the data's responses, for teacher and student start: nll at beta = 1."""
-    _compile(config, policy)
     return DivergenceModule(
         policy,
         None,

@@ -8,7 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,8 +32,6 @@ class Policy(nn.Module, ABC):
         self._vocabulary_limit: int | None = None
         self.sharded = False
         """Spread over several ranks (`sharding.py`), which then call it together."""
-        self.compiled = False
-        """Its layers are compiled (`compiling.py`), for whole sequences."""
 
     # -- what a family says --------------------------------------------------------------------
 
@@ -240,9 +238,7 @@ class Policy(nn.Module, ABC):
         )
         self.model.eval()
         try:
-            # A layer that is compiled would be compiled anew for caches, and steps are short.
-            with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
-                yield
+            yield
         finally:
             self.model.generation_config = own_settings
             self.model.train(was_training)

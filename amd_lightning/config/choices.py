@@ -125,13 +125,6 @@ class Writer(StrEnum):
     teacher = "teacher"
 
 
-class Backend(StrEnum):
-    """What the student writes its responses with."""
-
-    hf = "hf"
-    vllm = "vllm"
-
-
 class Progress(StrEnum):
     """How a stage shows where it is."""
 

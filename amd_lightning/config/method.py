@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from amd_lightning.config.choices import (
     Actions,
-    Backend,
     Baseline,
     CriticKind,
     Distance,
@@ -166,14 +165,6 @@ class RolloutConfig:
         below=1.0,
     )
     replay: ReplayConfig = section(ReplayConfig, ReplayConfig.__doc__ or "")
-    backend: Backend = knob(
-        Backend.hf,
-        "what the student writes its own states with: hf (transformers), or vllm (extra vllm; causal "
-        "students on one GPU)",
-    )
-    vllm_memory_share: float = knob(
-        0.3, "with backend=vllm: its share of the GPU's memory", above=0.0, below=1.0
-    )
     reuse: int = knob(
         1,
         "updates in a row that one writing of the student serves, with its prompts (MiniLLM's inner epochs)",

@@ -120,11 +120,6 @@ class TrainerConfig:
     precision: str = knob(
         "32-true", "numeric precision of training", choices=("32-true", "bf16-true", "bf16-mixed")
     )
-    compile: bool = knob(
-        False,
-        "the layers of teacher and student through torch.compile, for whole sequences (not while writing): "
-        "minutes at the start, faster updates on a GPU",
-    )
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
     chunk_tokens: int | None = knob(
         None,
