@@ -227,7 +227,10 @@ def _lm_eval_settings(given: Sequence[tuple[str, str]]) -> LmEvalSettings | None
         f"{key}=[{value}]" if key == "tasks" and not value.startswith("[") else f"{key}={value}"
         for key, value in given
     ]
-    known = OmegaConf.merge(OmegaConf.structured(LmEvalSettings), OmegaConf.from_dotlist(pairs))
+    try:
+        known = OmegaConf.merge(OmegaConf.structured(LmEvalSettings), OmegaConf.from_dotlist(pairs))
+    except OmegaConfBaseException as error:
+        raise UserError(f"lm_eval.{error.full_key}: {one_line(error)}") from error
     settings: Any = OmegaConf.to_object(known)
     return settings  # type: ignore[no-any-return]
 
