@@ -34,6 +34,7 @@ LAYERS = {
     "ranks": "",
     "objectives.moments": "",
     "objectives.divergences": "objectives.moments",
+    "objectives.fused": "objectives.divergences objectives.moments",
     "objectives.support": "objectives.moments",
     "objectives.policy_gradient": "objectives.moments",
     "objectives.kernels": "",
