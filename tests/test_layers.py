@@ -177,9 +177,10 @@ LAYERS = {
     "resume": "checkpoint_files preemption errors",
     "run_directory": "resume",
     "launching": "ranks errors",
+    "allocator": "",
     "one_run": (
-        f"{STAGES} description launching pipeline results resume run_directory stopping study build config "
-        "analysis"
+        f"{STAGES} allocator description launching pipeline results resume run_directory stopping study "
+        "build config analysis"
     ),
     "run": (
         "one_run description launching preemption resume run_directory search study sweep sweep_index cli "
