@@ -102,12 +102,12 @@ class AdversarialModule(DistillationModule):
         loss, norm = 0.0, 0.0
         for _ in range(self.critic_steps_per_update):
             optimizer.zero_grad()
-            loss = 0.0
+            parts: list[Tensor] = []
             for tokens, support in states:
                 part = self.critic_loss(tokens, support)
                 self.manual_backward(part)
-                loss += part.item()
-            loss = ranks.totals([loss])[0]
+                parts.append(part.detach())
+            loss = ranks.summed(parts)
             norm = self._step(optimizer, self.critics, loss, self.critic_optimisation.clip_norm, "critic")
         return {"critic/loss": loss, "critic/grad_norm": norm}
 
