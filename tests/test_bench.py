@@ -144,8 +144,7 @@ def test_growth_is_over_the_first_value(
 
 
 def test_the_tables_of_the_readme_are_the_benchs(bench: ModuleType, tmp_path: Path) -> None:
-    import report
-
+    report = loaded(SPEED / "bench" / "report.py")
     results = json.loads((SPEED / "results.json").read_text())
     page = (SPEED / "README.md").read_text()
     assert report.inserted(page, report.table(results)) == page

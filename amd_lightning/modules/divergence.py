@@ -34,9 +34,10 @@ class DivergenceModule(DistillationModule):
     ) -> None:
         super().__init__(student, teacher, **settings)
         self.distance = distance
-        self.divergence = (
-            None if distance == "nll" else partial(fused.divergence, distance, **(parameters or {}))
-        )
+        knobs: dict[str, Any] = dict(parameters or {})
+        self.divergence: partial[Tensor] | None = None
+        if distance != "nll":
+            self.divergence = partial(fused.divergence, distance, **knobs)
 
     def token_terms(
         self, tokens: Tokens, log_p: Tensor | None, log_q: Tensor, diagnose: bool

@@ -39,14 +39,14 @@ def divergence(name: str, log_p: Tensor, log_q: Tensor, **parameters: float) -> 
     """
     if name in FORMS and _student_alone(log_p, log_q):
         DIVERGENCES[name](log_p[:0], log_q[:0], **parameters)  # which refuses what has no meaning
-        return _Known.apply(partial(FORMS[name], **parameters), log_p, log_q)  # type: ignore[no-any-return]
+        return _Known.apply(partial(FORMS[name], **parameters), log_p, log_q)
     return DIVERGENCES[name](log_p, log_q, **parameters)
 
 
 def gap(log_p: Tensor, log_q: Tensor, critic: Tensor) -> Tensor:
     """`moments.moment_gap` of log-probabilities; the critic [N, V] is a constant. [N, V] thrice -> [N]."""
     if _student_alone(log_p, log_q):
-        return _Known.apply(partial(_gap, critic=critic.detach()), log_p, log_q)  # type: ignore[no-any-return]
+        return _Known.apply(partial(_gap, critic=critic.detach()), log_p, log_q)
     return moment_gap(log_p.exp(), log_q.exp(), critic.detach())
 
 

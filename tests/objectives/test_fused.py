@@ -65,8 +65,8 @@ def test_the_edges_of_floating_point_are_autograds(name: str, parameters: dict[s
     ]
     for teacher, student in rows:
         pair = torch.tensor([teacher]), torch.tensor([student])
-        expected = differentiated(DIVERGENCES[name], *pair, **parameters)
-        found = differentiated(known(name), *pair, **parameters)
+        expected = differentiated(DIVERGENCES[name], pair[0], pair[1], **parameters)
+        found = differentiated(known(name), pair[0], pair[1], **parameters)
         torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
         if expected[0].isfinite().all():
             assert found[1].isfinite().all()
