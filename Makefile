@@ -20,11 +20,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -e '.[dev,cluster,optuna,docs]' -c constraints.txt
 	@touch $@
 
-# glibc gives freed tensors back to the system and faults the pages in again at every update; these
-# thresholds (32 MiB is the largest that it accepts for mmap) keep them: 5 to 10 % of the time on a CPU.
-demo: export MALLOC_MMAP_THRESHOLD_ ?= 33554432
-demo: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
-demo: export MALLOC_TOP_PAD_ ?= 67108864
 demo: $(INSTALLED) ## a whole small distillation, offline, on a CPU; overrides go in ARGS='seed=1 ...'
 	$(BIN)/python -m amd_lightning.run +experiment=samsum $(ARGS)
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from amd_lightning import preemption
+from amd_lightning.allocator import keep_freed_memory
 from amd_lightning.config.choices import Source
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.description import describe, without_secrets
@@ -44,6 +45,7 @@ def run(
         `evaluation.metric` on the validation split after the last update.
     """
     trainer = config.trainer
+    keep_freed_memory()
     with joined_outside(trainer.devices, trainer.nodes, _on_gpus(config)) as place:
         if place is not None and place.rank > 0:
             work_with_rank_0(config)
@@ -183,6 +185,7 @@ def work_with_rank_0(config: RunConfig) -> None:
     from amd_lightning.pipeline import Pipeline
     from amd_lightning.training import quiet_libraries
 
+    keep_freed_memory()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     logging.getLogger().setLevel(logging.ERROR)  # what is to be said, rank 0 says

@@ -108,6 +108,14 @@ def totals(values: Sequence[float]) -> list[float]:
     return found
 
 
+def summed(parts: Sequence[Tensor]) -> float:
+    """The sum of scalars on a device, of all ranks; the device is waited for once."""
+    found = 0.0
+    for part in torch.stack(list(parts)).tolist():  # in their order, to the last bit
+        found += part
+    return totals([found])[0]
+
+
 def largest(value: int) -> int:
     """The largest of the ranks' numbers."""
     if world_size() == 1:

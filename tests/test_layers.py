@@ -34,6 +34,7 @@ LAYERS = {
     "ranks": "",
     "objectives.moments": "",
     "objectives.divergences": "objectives.moments",
+    "objectives.fused": "objectives.divergences objectives.moments",
     "objectives.support": "objectives.moments",
     "objectives.policy_gradient": "objectives.moments",
     "objectives.kernels": "",
@@ -180,9 +181,10 @@ LAYERS = {
     "resume": "checkpoint_files preemption errors",
     "run_directory": "resume",
     "launching": "ranks errors",
+    "allocator": "",
     "one_run": (
-        f"{STAGES} description launching pipeline results resume run_directory stopping study build config "
-        "analysis"
+        f"{STAGES} allocator description launching pipeline results resume run_directory stopping study "
+        "build config analysis"
     ),
     "run": (
         "one_run description launching preemption resume run_directory search study sweep sweep_index cli "

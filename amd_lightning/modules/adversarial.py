@@ -17,7 +17,7 @@ from amd_lightning.critics import CriticPair
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.diagnostics import token_values
 from amd_lightning.modules.optim import Optimisation
-from amd_lightning.objectives.moments import moment_gap
+from amd_lightning.objectives import fused
 from amd_lightning.objectives.support import Support
 from amd_lightning.policies import Policy
 from amd_lightning.types import Tokens
@@ -64,7 +64,7 @@ class AdversarialModule(DistillationModule):
 
     def student_loss(self, log_p: Tensor, log_q: Tensor, f: Tensor) -> Tensor:
         """+ moment gap at each state: the student descends. The critic is a constant here. [n]."""
-        return moment_gap(log_p.exp(), log_q.exp(), f.detach())
+        return fused.gap(log_p, log_q, f)
 
     # -- one update ----------------------------------------------------------------------------
 
@@ -102,12 +102,12 @@ class AdversarialModule(DistillationModule):
         loss, norm = 0.0, 0.0
         for _ in range(self.critic_steps_per_update):
             optimizer.zero_grad()
-            loss = 0.0
+            parts: list[Tensor] = []
             for tokens, support in states:
                 part = self.critic_loss(tokens, support)
                 self.manual_backward(part)
-                loss += part.item()
-            loss = ranks.totals([loss])[0]
+                parts.append(part.detach())
+            loss = ranks.summed(parts)
             norm = self._step(optimizer, self.critics, loss, self.critic_optimisation.clip_norm, "critic")
         return {"critic/loss": loss, "critic/grad_norm": norm}
 

@@ -166,7 +166,8 @@ class DistillationModule(L.LightningModule):
         advantages = self._advantages(micro_batches)
         optimizer = self._optimizers()[0]
         optimizer.zero_grad()
-        loss, means = 0.0, TokenMeans()
+        parts: list[Tensor] = []
+        means = TokenMeans()
         kept: list[tuple[Tokens, dict[str, Tensor]]] = []
         for micro, advantage in zip(micro_batches, advantages, strict=True):
             tokens = self._pack(micro)._replace(advantage=advantage)
@@ -174,12 +175,12 @@ class DistillationModule(L.LightningModule):
                 part, values = self._loss(tokens, diagnose)
             with self.clock("student_backward"):
                 self.manual_backward(part)
-            loss += part.item()
+            parts.append(part.detach())
             tokens = tokens.constant()
             logged, others = split_logged(values)
             means.add(tokens, logged)
             kept.append((tokens, others))
-        loss = ranks.totals([loss])[0]
+        loss = ranks.summed(parts)
         self._require_finite(loss, "the student loss", "student")
         with self.clock("critic"):
             critic_metrics = self.critic_steps(kept)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.diagnostics import token_values
-from amd_lightning.objectives.divergences import DIVERGENCES, nll
+from amd_lightning.objectives import fused
+from amd_lightning.objectives.divergences import nll
 from amd_lightning.policies import Policy
 from amd_lightning.types import Tokens
 
@@ -33,7 +34,10 @@ class DivergenceModule(DistillationModule):
     ) -> None:
         super().__init__(student, teacher, **settings)
         self.distance = distance
-        self.divergence = None if distance == "nll" else partial(DIVERGENCES[distance], **(parameters or {}))
+        knobs: dict[str, Any] = dict(parameters or {})
+        self.divergence: partial[Tensor] | None = None
+        if distance != "nll":
+            self.divergence = partial(fused.divergence, distance, **knobs)
 
     def token_terms(
         self, tokens: Tokens, log_p: Tensor | None, log_q: Tensor, diagnose: bool

@@ -6,18 +6,20 @@ Workers (bench/) are processes that make whole updates when they are told to; th
 A-B-A-B, after two updates of warm-up. A ratio is the median over rounds of (seconds of one)/(seconds of the
 other) in the same round, its spread the lowest and the highest; seconds are the process's CPU time on one
 thread, wall time on more. Memory is a process's highest resident memory, all its libraries included.
-`results.json` is written group by group, and a group that is in it is not run again (--again does);
-table.md and bench.png are drawn from it.
+`results.json` is written group by group, and a group that is in it is not run again (--again does); table.md,
+the tables of README.md and bench.png are made from it. With --quick all of it stays in the folder of the
+pairs, and groups are cut down: it shows that the bench runs, and measures nothing. Status 1 where one failed.
 """
 
 import argparse
 import json
-import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +65,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.folder = folder
-        self.path = HERE / ("results_quick.json" if options.quick else "results.json")
+        self.quick = options.quick
+        self.path = (folder if options.quick else HERE) / "results.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     # -- commands of workers -------------------------------------------------------------------
@@ -72,8 +75,12 @@ class Bench:
         """The folder of a pair; made where it isn't there."""
         folder = self.folder / "_".join(map(str, ("pair", vocabulary, *student)))
         if not (folder / "train.jsonl").is_file():
-            sizes = " ".join(map(str, (vocabulary, 80, *student)))
-            os.system(f"{sys.executable} {HERE}/bench/pair.py {folder} {sizes} 2>/dev/null")
+            sizes = [str(number) for number in (vocabulary, 80, *student)]
+            subprocess.run(
+                [sys.executable, f"{HERE}/bench/pair.py", str(folder), *sizes],
+                check=True,
+                stderr=subprocess.DEVNULL,
+            )
         return str(folder)
 
     def ours(self, pair: str, *overrides: str) -> list[str]:
@@ -95,7 +102,7 @@ class Bench:
     # -- groups --------------------------------------------------------------------------------
 
     def groups(self) -> dict[str, Any]:
-        """Every group by name, as a function that runs it."""
+        """Every group by name, as a function that runs it; --only takes what stands before the comma, too."""
         found: dict[str, Any] = {}
         for words, vocabulary, time_target, memory_target in (
             ("8k", 8192, 0.75, 0.6),
@@ -105,9 +112,12 @@ class Bench:
                 self.run(f"trl_{words}", self.trl_group(words, v, t, m))
             )
         found["bare"] = lambda: self.run("bare", self.bare_group())
-        found["methods"] = lambda: self.run("methods", self.methods_group())
+        for which in ("stored", "sampled"):
+            name = f"methods, {which} states"
+            found[name] = lambda name=name, which=which: self.run(name, self.methods_group(which))
         found["arithmetic"] = self.arithmetic
-        found["growth"] = self.growth
+        for axis in self.axes():
+            found[f"growth, {axis}"] = lambda axis=axis: self.growth(axis)
         return found
 
     def trl_group(self, words: str, vocabulary: int, time_target: float, memory_target: float) -> Group:
@@ -137,26 +147,34 @@ class Bench:
             ],
         )
 
-    def methods_group(self) -> Group:
-        """The methods at the same sizes."""
+    def methods_group(self, which: str) -> Group:
+        """Methods at the same sizes: of stored states beside kd, of sampled ones beside gkd. Two groups, for
+        the processes of one are in memory together."""
         pair = self.pair(8192)
-        ways = {
-            "sft": ["objective=sft"],
-            "kd": ["objective=kd"],
-            "kd cached": ["objective=kd", "rollout.teacher_top_k=64"],
-            "gkd": ["objective=gkd"],
-            "minillm": ["objective=minillm"],
-            "distillm": ["objective=distillm", "trainer.validate_every=1000000"],
-            "amm 1": ["objective=amm", "objective.beta=1"],
-            "amm .5": ["objective=amm"],
-            "amm 0": ["objective=amm", "objective.beta=0"],
-        }
+        ways: dict[str, list[str]]
+        if which == "stored":
+            ways = {
+                "kd": ["objective=kd"],
+                "sft": ["objective=sft"],
+                "kd cached": ["objective=kd", "rollout.teacher_top_k=64"],
+                "amm 1": ["objective=amm", "objective.beta=1"],
+            }
+        else:
+            ways = {
+                "gkd": ["objective=gkd"],
+                "kd": ["objective=kd"],
+                "minillm": ["objective=minillm"],
+                "distillm": ["objective=distillm", "trainer.validate_every=1000000"],
+                "amm .5": ["objective=amm"],
+                "amm 0": ["objective=amm", "objective.beta=0"],
+            }
+        if self.quick:
+            ways = {name: ways[name] for name in list(ways)[:1] + list(ways)[-1:]}
+        first, *others = ways
+        targets = {"amm 1": 1.1, "amm .5": 1.15}
         contests = [
-            Contest("amm .5 / gkd .5", "amm .5", "gkd", "time", 1.15),
-            Contest("amm 1 / kd", "amm 1", "kd", "time", 1.1),
+            Contest(f"{name} / {first}", name, first, "time", targets.get(name)) for name in reversed(others)
         ]
-        others = ("sft", "kd cached", "gkd", "minillm", "distillm", "amm 0")
-        contests += [Contest(f"{name} / kd", name, "kd", "time") for name in others]
         few = "data.train_rows=256"  # the teacher is written down at all of them
         return Group({name: self.ours(pair, few, *overrides) for name, overrides in ways.items()}, contests)
 
@@ -169,13 +187,14 @@ class Bench:
         running: list[Worker] = []
         try:
             for name, command in workers.items():
-                log = self.folder / f"{group}_{name}.log".replace(" ", "_")
+                log = self.folder / f"{group}_{name}.log".replace(" ", "_").replace("/", "_")
                 kept = self.in_cache()
                 running.append(Worker(name, command, environment, log))
-                if self.in_cache() > kept:  # it evaluated the pair first, which is not to count as memory
+                evaluated = self.in_cache() > kept  # the pair, first of all: not to count as memory
+                if evaluated and not self.quick:
                     running.pop().close()
                     running.append(Worker(name, command, environment, log))
-                running[-1].run(1 if self.options.quick else 2)
+                running[-1].run(1 if self.quick else 2)
             found: dict[str, dict[str, Any]] = {
                 worker.name: {"wall_seconds": [], "cpu_seconds": []} for worker in running
             }
@@ -224,38 +243,35 @@ class Bench:
         found = self.take_turns("arithmetic", workers)
         self.keep("arithmetic", share(found["ours"], found["products"], 8192), found)
 
-    def growth(self) -> None:
-        """Time and memory of one axis at a time, over those of its first value."""
-        quick = self.options.quick
-        js = ["objective=gkd", "objective.beta=0"]
-        axes: dict[str, dict[Any, list[str]]] = {
-            "vocabulary": {
-                v: self.ours(self.pair(v), *js)
-                for v in ((8192, 32_000) if quick else (8192, 32_000, 152_000))
-            },
-            "response": {
-                n: self.ours(self.pair(8192), *js, f"data.max_response_tokens={n}") for n in (64, 128, 256)
-            },
-            "batch": {
-                n: self.ours(self.pair(8192), *js, f"optim.student.batch_size={n}") for n in (8, 16, 32)
-            },
-            "student layers": {n: self.ours(self.pair(8192, 160, n), *js) for n in (3, 6, 12)},
+    def axes(self) -> dict[str, dict[int, Callable[[], list[str]]]]:
+        """axis -> value -> the command of a worker; on-policy js."""
+
+        def js(pair: Callable[[], str], *overrides: str) -> Callable[[], list[str]]:
+            return lambda: self.ours(pair(), "objective=gkd", "objective.beta=0", *overrides)
+
+        usual = partial(self.pair, 8192)
+        found: dict[str, dict[int, Callable[[], list[str]]]] = {
+            "vocabulary": {v: js(partial(self.pair, v)) for v in (8192, 32_000, 152_000)},
+            "response": {n: js(usual, f"data.max_response_tokens={n}") for n in (64, 128, 256)},
+            "batch": {n: js(usual, f"optim.student.batch_size={n}") for n in (8, 16, 32)},
+            "student layers": {n: js(partial(self.pair, 8192, 160, n)) for n in (3, 6, 12)},
         }
-        for axis, points in axes.items():
-            raw: dict[str, Any] = {}
-            for value, command in points.items():
-                raw |= self.take_turns("growth", {f"{axis} {value}": command})
-            first = next(iter(raw.values()))
-            lines = {
-                name: {
-                    "value": value,
-                    "ratio": statistics.median(one["seconds"]) / statistics.median(first["seconds"]),
-                    "memory_ratio": one["peak_mib"] / first["peak_mib"],
-                    "target": None,
-                }
-                for value, (name, one) in zip(points, raw.items(), strict=True)
-            }
-            self.keep(f"growth, {axis}", lines, raw)
+        if self.quick:
+            return {axis: dict(list(points.items())[:2]) for axis, points in found.items()}
+        return found
+
+    def growth(self, axis: str) -> None:
+        """Time and memory along one axis, over those of its first value in the same round."""
+        values = self.axes()[axis]
+        names = {f"{axis} {value}": value for value in values}
+        group = f"growth, {axis}"
+        found = self.take_turns(group, {name: values[value]() for name, value in names.items()})
+        first = next(iter(names))
+        lines: dict[str, Any] = {}
+        for name, value in names.items():
+            time_, memory = (judged(Contest(name, name, first, what), found) for what in ("time", "memory"))
+            lines[name] = time_ | {"value": value, "memory_ratio": memory["ratio"]}
+        self.keep(group, lines, found)
 
 
 def judged(contest: Contest, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -279,9 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="two rounds of an update, into results_quick.json"
-    )
+    parser.add_argument("--quick", action="store_true", help="two rounds of an update in groups cut down")
     parser.add_argument("--only", nargs="+", default=[], help="groups: trl_8k trl_50k bare methods ...")
     parser.add_argument("--again", action="store_true", help="run groups that have results, too")
     parser.add_argument("--threads", type=int, default=1)
@@ -294,23 +308,37 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(options, options.folder)
     groups = bench.groups()
-    if unknown := set(options.only) - set(groups):
-        parser.error(f"no group {', '.join(unknown)}: {', '.join(groups)}")
+    known = {*groups, *(name.split(",")[0] for name in groups)}
+    if unknown := set(options.only) - known:
+        parser.error(f"no group {', '.join(sorted(unknown))}: {', '.join(sorted(known))}")
+    failed = []
     for name, run in groups.items():
-        done = any(key.split(",")[0] == name for key in bench.results)
-        if (options.only and name not in options.only) or (done and not options.again):
+        head = name.split(",")[0]
+        wanted = not options.only or {name, head} & set(options.only)
+        if not wanted or (name in bench.results and not options.again):
             continue
         started = time.perf_counter()
         try:
             run()
-        except RuntimeError as error:
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            failed.append(name)
             print(f"{name}: {error}", file=sys.stderr)
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    from report import draw, table
+    bench.results = {name: bench.results[name] for name in groups if name in bench.results}
+    report(bench.results, options.folder if options.quick else HERE)
+    if failed:
+        sys.exit(f"error: failed: {'; '.join(failed)}")
 
-    if not options.quick:
-        draw(bench.results, HERE / "bench.png")
-    (HERE / ("table_quick.md" if options.quick else "table.md")).write_text(table(bench.results))
+
+def report(results: dict[str, Any], folder: Path) -> None:
+    """table.md, bench.png, and the tables of README.md where there is one."""
+    from report import draw, inserted, table
+
+    draw(results, folder / "bench.png")
+    (folder / "table.md").write_text(table(results))
+    readme = folder / "README.md"
+    if readme.is_file():
+        readme.write_text(inserted(readme.read_text(), table(results)))
 
 
 if __name__ == "__main__":

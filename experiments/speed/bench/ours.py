@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from protocol import Gate
 
 from amd_lightning import conf_dir, distillation
+from amd_lightning.allocator import keep_freed_memory
 from amd_lightning.build import build
 from amd_lightning.cli import validated
 from amd_lightning.pipeline import Pipeline
@@ -55,6 +56,7 @@ def main() -> None:
     """Run until the driver ends it."""
     pair, output, *overrides = sys.argv[1:]
     gate = Gate()
+    keep_freed_memory()  # as one_run.py does
     own_fit = distillation.fit
 
     def fit(*arguments: Any, callbacks: Any, **options: Any) -> None:

@@ -8,11 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 MARK = "@bench "
+LIMIT_S = 900.0
+"""How long a worker may take for one answer; then it is ended, and its group has failed."""
 
 
 class Gate:
@@ -81,10 +84,15 @@ class Worker:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(MARK):
-                answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
-                return answer
+        overdue = threading.Timer(LIMIT_S, self._process.kill)
+        overdue.start()
+        try:
+            for line in self._process.stdout:
+                if line.startswith(MARK):
+                    answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                    return answer
+        finally:
+            overdue.cancel()
         tail = "\n".join(self.log.read_text().splitlines()[-15:])
         raise RuntimeError(f"the worker {self.name} ended; its log ({self.log}) ends with:\n{tail}")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+BEGIN, END = "<!-- bench: tables -->", "<!-- bench: end -->"
 MARKS = {True: "yes", False: "**no**", None: ""}
 
 
@@ -14,21 +15,37 @@ def table(results: dict[str, Any]) -> str:
         head = "{rounds} rounds of {updates} updates, {threads} thread(s)".format(**options)
         parts.append(f"\n**{group}** ({head})\n\n")
         if group.startswith("growth"):
-            parts.append("| value | time | memory |\n|--:|--:|--:|\n")
+            parts.append("| value | time | spread | memory |\n|--:|--:|--:|--:|\n")
             parts += [
-                f"| {line['value']:,} | {line['ratio']:.2f} | {line['memory_ratio']:.2f} |\n"
+                f"| {line['value']:,} | {line['ratio']:.2f} | {_range(line)} | {line['memory_ratio']:.2f} |\n"
                 for line in found["comparisons"].values()
             ]
             continue
         parts.append("| comparison | ratio | spread | target | reached |\n|---|--:|--:|--:|---|\n")
         for name, line in found["comparisons"].items():
-            spread = " to ".join(f"{value:.2f}" for value in line.get("spread", []))
+            spread = _range(line)
             if "seconds" in line:
                 spread = f"{line['products']:.3f} of {line['seconds']:.3f} s"
             target = "" if line["target"] is None else f"{line['target']:g}"
             ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
             parts.append(f"| {name} | {ratio} | {spread} | {target} | {MARKS[line.get('reached')]} |\n")
     return "".join(parts)
+
+
+def _range(line: dict[str, Any]) -> str:
+    return " to ".join(f"{value:.2f}" for value in line.get("spread", []))
+
+
+def inserted(text: str, tables: str) -> str:
+    """A page with its tables, between the two marks, replaced by these.
+
+    ValueError: the marks aren't there.
+    """
+    head, begun, rest = text.partition(BEGIN)
+    _, ended, foot = rest.partition(END)
+    if not begun or not ended:
+        raise ValueError(f"the page has no {BEGIN} ... {END}; put them around its tables")
+    return f"{head}{BEGIN}\n{tables}\n{END}{foot}"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
