@@ -126,7 +126,7 @@ def test_a_missing_package_is_refused_with_its_remedy(monkeypatch: pytest.Monkey
 
 
 def test_an_encoder_decoder_is_refused(vllm: VllmBackend) -> None:
-    with pytest.raises(UserError, match="encoder-decoder; set rollout.backend=hf"):
+    with pytest.raises(UserError, match=r"encoder-decoder; set rollout\.backend=hf"):
         vllm.sync(t5())
 
 

@@ -160,8 +160,8 @@ class RolloutConfig:
     responses: int = knob(1, "responses that the student writes to each prompt", low=1)
     backend: Backend = knob(
         Backend.hf,
-        "what writes the student's states: hf, transformers in place; vllm, an engine in the same process and "
-        "on the same GPU, given the weights before every writing (extra vllm); evaluation is always hf's",
+        "what writes the student's states: hf, transformers in place; vllm, an engine in the same process "
+        "and on the same GPU, given the weights before every writing (extra vllm); evaluation is always hf's",
     )
     teacher_share: float = knob(
         0.0,
