@@ -10,8 +10,19 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from amd_lightning.adapters import Lora
+from amd_lightning.backends import VllmBackend, require_vllm
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.config.choices import Actions, CriticKind, Distance, Family, Features, Init, Writer
+from amd_lightning.compilation import compile_forward
+from amd_lightning.config.choices import (
+    Actions,
+    Backend,
+    CriticKind,
+    Distance,
+    Family,
+    Features,
+    Init,
+    Writer,
+)
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.method import CriticConfig, ObjectiveConfig
 from amd_lightning.config.pair import StudentConfig, TeacherConfig
@@ -52,7 +63,7 @@ from amd_lightning.objectives.divergences import PARAMETERS
 from amd_lightning.objectives.support import Support, full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import HfSampler, Sampler, VllmSampler
 from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
 from amd_lightning.students import Layers
 from amd_lightning.training import StageSpec, TrainerSpec, seed_for
@@ -76,6 +87,8 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
     ):
         if wanted:
             require(package)
+    if _writes_with_vllm(config):
+        require_vllm()
     folder, kernel = Path(config.output_dir), config.objective.kernel
     cache = ArtifactCache(
         Path(config.cache.dir).expanduser() if config.cache.enabled else folder / "artifacts"
@@ -128,14 +141,11 @@ def build(config: RunConfig, logged_config: Mapping[str, Any]) -> RunSpec:
 def make_module(config: RunConfig, student: Policy, teacher: Policy) -> DistillationModule:
     """The method: a divergence, or the game against critics."""
     objective, rollout, stage = config.objective, config.rollout, _stage(config.optim.student)
+    if config.trainer.compile:
+        for policy in (student, teacher):
+            compile_forward(policy)
     shared: dict[str, Any] = {
-        "sampler": HfSampler(
-            config.data.max_response_tokens,
-            rollout.temperature,
-            rollout.responses,
-            teacher if rollout.teacher_share else None,
-            rollout.teacher_share,
-        ),
+        "sampler": _sampler(config, teacher),
         "beta": objective.beta,
         "normalise": str(objective.normalise),
         "optimisation": stage.optimisation,
@@ -173,6 +183,24 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
         parameters={name: getattr(objective, name) for name in PARAMETERS.get(str(objective.distance), ())},
         **shared,
     )
+
+
+def _sampler(config: RunConfig, teacher: Policy) -> Sampler:
+    rollout, longest = config.rollout, config.data.max_response_tokens
+    if _writes_with_vllm(config):
+        backend = VllmBackend(config.data.max_prompt_tokens + longest)
+        return VllmSampler(longest, rollout.temperature, rollout.responses, backend)
+    return HfSampler(
+        longest,
+        rollout.temperature,
+        rollout.responses,
+        teacher if rollout.teacher_share else None,
+        rollout.teacher_share,
+    )
+
+
+def _writes_with_vllm(config: RunConfig) -> bool:
+    return config.rollout.backend is Backend.vllm and config.objective.beta < 1.0
 
 
 def make_fine_tuning(config: RunConfig, policy: Policy, stage: StageSpec) -> DistillationModule:

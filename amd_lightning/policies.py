@@ -8,7 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Policy(nn.Module, ABC):
         self._vocabulary_limit: int | None = None
         self.sharded = False
         """Spread over several ranks (`sharding.py`), which then call it together."""
+        self.compiled = False
+        """Whether its training forward is (`compilation.py`); it writes as it is all the same."""
 
     # -- what a family says --------------------------------------------------------------------
 
@@ -203,12 +205,13 @@ class Policy(nn.Module, ABC):
             sample=sample,
             temperature=temperature,
             end_ids=self.end_ids,
-            pad_id=self._pad_id,
+            pad_id=self.pad_id,
             device=prompt.input_ids.device,
         )
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
+        """What stands behind a response that has ended."""
         pad_id = getattr(self.model.config, "pad_token_id", None)  # GPT-2 has none; masks never come from it
         return self.end_ids[0] if pad_id is None else pad_id
 
@@ -232,13 +235,14 @@ class Policy(nn.Module, ABC):
             decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
             bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_id=config.eos_token_id,
-            pad_token_id=self._pad_id,
+            pad_token_id=self.pad_id,
             suppress_tokens=list(range(self.vocabulary_size, self.head_size)) or None,
             **choice,
         )
         self.model.eval()
         try:
-            yield
+            with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+                yield
         finally:
             self.model.generation_config = own_settings
             self.model.train(was_training)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from amd_lightning import ranks
+from amd_lightning.backends import Backend, HfBackend, VllmBackend
 from amd_lightning.policies import Policy
 from amd_lightning.types import Batch, PromptBatch, Rollout, join_responses, stack_prompts
 
@@ -37,18 +38,39 @@ class HfSampler:
     teacher_share: float = 0.0
 
     def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
-        repeated = PromptBatch(*(part.repeat_interleave(self.responses, dim=0) for part in prompt))
-        mixed_with = self.teacher if self.teacher_share else None
-        response_ids, mask = policy.respond(
-            repeated,
-            self.max_tokens,
-            temperature=self.temperature,
-            mixed_with=mixed_with,
-            mixed_share=self.teacher_share,
-        )
-        shape = (-1, self.responses)
-        off_policy = torch.zeros(len(prompt.input_ids), self.responses, dtype=torch.bool, device=mask.device)
-        return Rollout(prompt, response_ids.unflatten(0, shape), mask.unflatten(0, shape), off_policy)
+        backend = HfBackend(self.teacher if self.teacher_share else None, self.teacher_share)
+        return written_by(backend, policy, prompt, self.max_tokens, self.temperature, self.responses)
+
+
+@dataclass(frozen=True)
+class VllmSampler:
+    """Samples with vLLM, which is given the policy's weights before every writing.
+
+    Attributes:
+        max_tokens, temperature, responses: see `HfSampler`.
+        backend: the engine.
+    """
+
+    max_tokens: int
+    temperature: float
+    responses: int
+    backend: VllmBackend
+
+    def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
+        return written_by(self.backend, policy, prompt, self.max_tokens, self.temperature, self.responses)
+
+
+@torch.no_grad()
+def written_by(
+    backend: Backend, policy: Policy, prompt: PromptBatch, max_tokens: int, temperature: float, responses: int
+) -> Rollout:
+    """`responses` of the policy to each prompt, with its weights as they are now."""
+    repeated = PromptBatch(*(part.repeat_interleave(responses, dim=0) for part in prompt))
+    backend.sync(policy)
+    response_ids, mask = backend.generate(repeated, max_tokens, temperature)
+    shape = (-1, responses)
+    off_policy = torch.zeros(len(prompt.input_ids), responses, dtype=torch.bool, device=mask.device)
+    return Rollout(prompt, response_ids.unflatten(0, shape), mask.unflatten(0, shape), off_policy)
 
 
 def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, normalise: str) -> Batch:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from amd_lightning import conf_dir
 from amd_lightning.build import build
@@ -74,6 +81,27 @@ def bart(seed: int = 0) -> Policy:
         )
     )
     model.final_logits_bias.normal_()
+    return policy_for(model.eval())
+
+
+def llama(seed: int = 0) -> Policy:
+    """A tiny Llama with random weights, whose head is not tied."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=PAD,
+            bos_token_id=None,
+            eos_token_id=EOS,
+            tie_word_embeddings=False,
+        )
+    )
+    torch.nn.init.normal_(model.lm_head.weight)
     return policy_for(model.eval())
 
 

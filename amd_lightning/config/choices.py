@@ -125,6 +125,13 @@ class Writer(StrEnum):
     teacher = "teacher"
 
 
+class Backend(StrEnum):
+    """What writes the student's responses while it trains."""
+
+    hf = "hf"
+    vllm = "vllm"
+
+
 class Progress(StrEnum):
     """How a stage shows where it is."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from amd_lightning.config.choices import (
     Actions,
+    Backend,
     Baseline,
     CriticKind,
     Distance,
@@ -157,6 +158,11 @@ class RolloutConfig:
     )
     temperature: float = knob(1.0, "temperature at which the student writes its own states", above=0.0)
     responses: int = knob(1, "responses that the student writes to each prompt", low=1)
+    backend: Backend = knob(
+        Backend.hf,
+        "what writes the student's states: hf, transformers in place; vllm, an engine in the same process "
+        "and on the same GPU, given the weights before every writing (extra vllm); evaluation is always hf's",
+    )
     teacher_share: float = knob(
         0.0,
         "the teacher's share of the mixture that student-written states are drawn from; tokens are weighed "

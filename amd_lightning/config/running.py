@@ -120,6 +120,11 @@ class TrainerConfig:
     precision: str = knob(
         "32-true", "numeric precision of training", choices=("32-true", "bf16-true", "bf16-mixed")
     )
+    compile: bool = knob(
+        False,
+        "while distilling, compile the forward passes of teacher and student (torch.compile, dynamic shapes; "
+        "on a CPU it needs a C++ compiler); responses are written without",
+    )
     threads: int | None = knob(None, "torch's CPU threads; null leaves torch's choice", low=1)
     chunk_tokens: int | None = knob(
         None,
