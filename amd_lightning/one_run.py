@@ -44,11 +44,18 @@ def run(
         `evaluation.metric` on the validation split after the last update.
     """
     trainer = config.trainer
-    with joined_outside(trainer.devices, trainer.nodes, _on_gpus(config)) as place:
-        if place is not None and place.rank > 0:
-            work_with_rank_0(config)
-            return None
-        return _as_rank_0(config, plain, command, report)
+    try:
+        with joined_outside(trainer.devices, trainer.nodes, _on_gpus(config)) as place:
+            if place is not None and place.rank > 0:
+                with preemption.heard():
+                    work_with_rank_0(config)
+                return None
+            return _as_rank_0(config, plain, command, report)
+    except KeyboardInterrupt as stopped:
+        if preemption.is_first_process():
+            raise  # it has waited, and says what there is to say
+        # Not within: rank 0, if it waits for this one's part in something, is to see that none comes.
+        raise preemption.wait_for_the_end(_of_another_rank(stopped)) from stopped
 
 
 def _on_gpus(config: RunConfig) -> bool:
@@ -174,6 +181,13 @@ def _run(
     return _metric(config, outcome.validation, outcome.quality)
 
 
+def _of_another_rank(stopped: KeyboardInterrupt) -> Interrupted:
+    """What stopped it, without words: rank 0 has them."""
+    found = preemption.interruption(getattr(stopped, "signum", signal.SIGINT))
+    found.words = ""
+    return found
+
+
 def work_with_rank_0(config: RunConfig) -> None:
     """The same stages on another rank, which says and writes nothing of its own."""
     import torch
@@ -197,7 +211,7 @@ def work_with_rank_0(config: RunConfig) -> None:
     except Pruned:
         return  # all ranks give up together, and rank 0 says so
     except SystemExit as stopped:
-        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
+        raise preemption.interruption(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
 
 
 def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: str) -> float | None:
