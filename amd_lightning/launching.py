@@ -32,7 +32,7 @@ DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What a terminal and a batch system send to all processes: rank 0 acts on it, in its own time, and ends the
 others. While they train together, `stopping` hears every rank."""
 PORTS = range(15000, 25000)
-"""Where the tasks of a job of SLURM meet, by its number, unless MASTER_PORT says where (Lightning's choice)."""
+"""Where the tasks of a SLURM job meet, by its number, unless MASTER_PORT says where; Lightning's choice."""
 
 
 class Place(NamedTuple):

@@ -15,11 +15,13 @@ from tests.cluster.scheduler import NoSchedulerError, said, slurm, wait_for
 from tests.test_resume_run import outcome
 from tests.test_run import MICRO, in_a_process
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 UPDATES = 60
 BEGUN = 5
 """Updates after which a run loses its place."""
+START_S = 400
+"""Until it has come there, on a machine that is busy."""
 RUN = (
     f"{MICRO} optim.student.updates={UPDATES} trainer.checkpoint_every=1000 trainer.log_every=1 "
     "evaluation.samples=1 rollout.replay.capacity=8 rollout.replay.refresh=0.5"
@@ -71,11 +73,11 @@ def test_a_job_of_sbatch_goes_on_when_it_is_queued_again(
     )
     job = Job(f"{options} -n {ranks} -c {2 // ranks}", tmp_path, environment)
     folder = tmp_path / "run"
-    assert job.comes_to(lambda: updates(folder) >= BEGUN or not job.state, 200), text(job.log)
+    assert job.comes_to(lambda: updates(folder) >= BEGUN or not job.state, START_S), text(job.log)
     job.seen.append(f"$ {take_place(environment, 2)}")
-    assert job.comes_to(lambda: job.state == "PENDING", 60), text(job.log)
+    assert job.comes_to(lambda: job.state == "PENDING", 120), text(job.log)
     assert not (folder / "results.json").exists()
-    assert job.comes_to(lambda: not job.state, 300), text(job.log)
+    assert job.comes_to(lambda: not job.state, 600), text(job.log)
     (tmp_path / "transcript.txt").write_text("\n\n".join([*job.seen, text(job.log)]))
     assert (folder / "results.json").exists(), text(job.log)
     (at,) = re.findall(r"distil: going on after update (\d+) of", text(folder / "run.log"))
@@ -173,12 +175,12 @@ def test_a_sweep_on_an_array_outlives_the_preemption_of_a_point(
     line = f"{RUN} {devices} -m {swept} hydra.sweep.dir=sweep cluster=slurm {options}"
     sweep = Watched(line, tmp_path, environment)
     try:
-        assert wait_for(lambda: sweep.trains(2 // tasks), 200), text(sweep.log)
+        assert wait_for(lambda: sweep.trains(2 // tasks), START_S), text(sweep.log)
         sweep.seen.append(f"$ {take_place(environment, tasks)}")
-        assert wait_for(sweep.one_is_queued_again, 60), text(sweep.log)
+        assert wait_for(sweep.one_is_queued_again, 120), text(sweep.log)
         (hit,) = sweep.rows(Status.requeued)
         sweep.seen.append(text(sweep.index.folder / INDEX))
-        assert wait_for(sweep.has_ended, 500), text(sweep.log)
+        assert wait_for(sweep.has_ended, 900), text(sweep.log)
     finally:
         sweep.process.kill()
         sweep.process.wait()
