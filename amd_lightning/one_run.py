@@ -78,12 +78,13 @@ def _as_rank_0(
     with ExitStack() as alone:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            was_empty = not any(folder.iterdir())
+            before = {path.name for path in folder.iterdir()}
             alone.enter_context(held(folder))
+            alone.callback(remove_if_nothing_ran, folder, before)  # while it is held
             handlers = _start_log(folder)
         except OSError as error:
             raise UserError(NO_DIRECTORY.format(error)) from error
-        return _logged(config, plain, command, begin, stopping, handlers, was_empty)
+        return _logged(config, plain, command, begin, stopping, handlers)
 
 
 def _logged(
@@ -93,7 +94,6 @@ def _logged(
     begin: Start,
     stopping: Stopping,
     handlers: Sequence[logging.Handler],
-    was_empty: bool,
 ) -> float | None:
     folder = begin.folder
     try:
@@ -116,8 +116,6 @@ def _logged(
         for handler in handlers:
             handler.close()
             logging.getLogger().removeHandler(handler)
-        if was_empty:
-            remove_if_nothing_ran(folder)
 
 
 def _run(
