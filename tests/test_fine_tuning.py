@@ -78,7 +78,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Any:
     found = artifact(root)
     assert not unfinished(root).exists()
     weights, rows = left(found)
-    assert [row["update"] for row in rows] == ["2", "4", "6"]
+    assert [row["update"] for row in rows] == ["1", "2", "4", "6"]
     return weights, rows
 
 
