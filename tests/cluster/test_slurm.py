@@ -117,7 +117,7 @@ class Job:
 def as_if_alone(folder: Path, *overrides: str) -> None:
     """A run's directory holds what a run that nothing befell leaves."""
     alone = folder.parent / "alone"
-    found = in_a_process(folder.parent, *shlex.split(RUN), *overrides, f"hydra.run.dir={alone}")
+    found = in_a_process(folder.parent, *shlex.split(RUN), *overrides, f"hydra.run.dir={alone}", seconds=600)
     assert found.returncode == 0, found.stderr
     assert outcome(folder) == outcome(alone)
 
