@@ -86,8 +86,8 @@ def joined_outside(devices: int, nodes: int, gpu: bool) -> Iterator[Place | None
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         # Not the object itself: it refuses sbatch's plain --ntasks.
-        nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
-        os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
+        hosts = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+        os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(hosts))
         os.environ.setdefault("MASTER_PORT", str(PORTS.start + int(os.environ["SLURM_JOB_ID"]) % len(PORTS)))
         os.environ.update(
             LOCAL_RANK=str(place.local_rank),

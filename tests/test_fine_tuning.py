@@ -119,7 +119,7 @@ def test_who_waited_for_a_process_that_is_killed_goes_on_where_it_was(
                 os.kill(os.getpid(), signal.SIGKILL)
             return own(self, *arguments)
 
-        DistillationModule._step = step  # type: ignore[method-assign]
+        DistillationModule._step = step  # type: ignore[assignment, method-assign]
         artifact(tmp_path / "cache")
 
     first = FORK.Process(target=die)
