@@ -5,6 +5,7 @@ they determine the artifact exactly; asking again with equal inputs gives the st
 
     root/kind/key/                   a complete artifact: its files and artifact.json, the manifest
     root/kind/.key.HOST.PID.tmp/     one that process PID is making
+    root/kind/.key.unfinished/       what its maker goes on from; outlives it, until the artifact is complete
     root/kind/.key.lock              held while the key is made or checked; stays, since removing it is a race
 """
 
@@ -34,6 +35,7 @@ MANIFEST = "artifact.json"
 KEY_DIGITS = 20  # 80 bits: a collision among 10^9 artifacts has probability 4e-7
 LOCK_TIMEOUT_S = 6 * 3600.0
 ANNOUNCE_AFTER_S = 10.0  # a shorter wait is not worth a line in the log
+Make = Callable[[Path], float | None]
 REMEDY = "choose another directory with cache.dir=DIR, or run without it: cache=off"
 
 
@@ -59,12 +61,13 @@ class ArtifactCache:
         self.root = root.absolute()
         self.lock_timeout = lock_timeout
 
-    def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Artifact:
+    def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """The artifact of these inputs: the stored one if it is sound, else a new one.
 
         kind: a word such as `teacher`; it names the directory.
         inputs: JSON-able, and exactly what determines the artifact.
-        make: writes the artifact's files into the empty directory it is given. If it raises, nothing stays.
+        make: writes the artifact's files into the empty directory it is given. If it raises, nothing stays
+            but what it put into `unfinished`. It may return how many seconds went into that before.
 
         Raises TypeError for inputs that are not JSON, CacheError if the directory cannot be used or another
         process holds the lock for longer than `lock_timeout`, and whatever `make` raises.
@@ -77,7 +80,13 @@ class ArtifactCache:
             cached = seconds is not None
             if seconds is None:
                 seconds = self._make(kind, key, inputs, make)
+            shutil.rmtree(self.unfinished(kind, inputs), ignore_errors=True)
             return Artifact(kind, key, self.root / kind / key, seconds, cached)
+
+    def unfinished(self, kind: str, inputs: Mapping[str, Any]) -> Path:
+        """The directory (made by whom needs it) of what `make` would lose if it were ended: the next process
+        that makes this artifact finds it there. Only to be used within `make`, under the key's lock."""
+        return self.root / kind / f".{key_of(inputs)}.unfinished"
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -144,14 +153,14 @@ class ArtifactCache:
     def _temporary(self, kind: str, key: str) -> Path:
         return self.root / kind / f".{key}.{socket.gethostname()}.{os.getpid()}.tmp"
 
-    def _make(self, kind: str, key: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> float:
+    def _make(self, kind: str, key: str, inputs: Mapping[str, Any], make: Make) -> float:
         temporary = self._temporary(kind, key)
         with self._usable():
             temporary.mkdir()
         try:
             start = time.perf_counter()
-            make(temporary)
-            seconds = time.perf_counter() - start
+            before = make(temporary) or 0.0
+            seconds = before + time.perf_counter() - start
             if (temporary / MANIFEST).exists():
                 raise ValueError(f"{kind}: the name {MANIFEST} belongs to the cache")
             with self._usable():

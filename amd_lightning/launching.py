@@ -10,6 +10,7 @@ end all when one dies (srun with --kill-on-bad-exit).
 import importlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,12 @@ GRACE_S = 30.0
 """How long a rank may take to notice that another died; then it is ended where it stands."""
 LAST_S = 60.0
 """How long the others may take to end after rank 0 has nothing left to do."""
+
+DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What a terminal and a batch system send to all processes: rank 0 acts on it, in its own time, and ends the
+others. While they train together, `stopping` hears every rank."""
+PORTS = range(15000, 25000)
+"""Where the tasks of a SLURM job meet, by its number, unless MASTER_PORT says where; Lightning's choice."""
 
 
 class Place(NamedTuple):
@@ -78,10 +85,11 @@ def joined_outside(devices: int, nodes: int, gpu: bool) -> Iterator[Place | None
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-        slurm = SLURMEnvironment(auto_requeue=False)
+        # Not the object itself: it refuses sbatch's plain --ntasks.
+        hosts = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+        os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(hosts))
+        os.environ.setdefault("MASTER_PORT", str(PORTS.start + int(os.environ["SLURM_JOB_ID"]) % len(PORTS)))
         os.environ.update(
-            MASTER_ADDR=slurm.main_address,
-            MASTER_PORT=str(slurm.main_port),
             LOCAL_RANK=str(place.local_rank),
             LOCAL_WORLD_SIZE=str(place.local_size),
         )
@@ -225,6 +233,8 @@ def main() -> None:
     size = int.from_bytes(sys.stdin.buffer.read(8))
     work, arguments, gpu, folder = pickle.loads(sys.stdin.buffer.read(size))
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
+    for number in DEAF_TO:
+        signal.signal(number, signal.SIG_IGN)
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from amd_lightning import ranks

@@ -46,11 +46,18 @@ def run(
     """
     trainer = config.trainer
     keep_freed_memory()
-    with joined_outside(trainer.devices, trainer.nodes, _on_gpus(config)) as place:
-        if place is not None and place.rank > 0:
-            work_with_rank_0(config)
-            return None
-        return _as_rank_0(config, plain, command, report)
+    try:
+        with joined_outside(trainer.devices, trainer.nodes, _on_gpus(config)) as place:
+            if place is not None and place.rank > 0:
+                with preemption.heard():
+                    work_with_rank_0(config)
+                return None
+            return _as_rank_0(config, plain, command, report)
+    except KeyboardInterrupt as stopped:
+        if preemption.is_first_process():
+            raise  # it has waited, and says what there is to say
+        # Not within: rank 0, if it waits for this one's part in something, is to see that none comes.
+        raise preemption.wait_for_the_end(_of_another_rank(stopped)) from stopped
 
 
 def _on_gpus(config: RunConfig) -> bool:
@@ -73,12 +80,13 @@ def _as_rank_0(
     with ExitStack() as alone:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            was_empty = not any(folder.iterdir())
+            before = {path.name for path in folder.iterdir()}
             alone.enter_context(held(folder))
+            alone.callback(remove_if_nothing_ran, folder, before)  # while it is held
             handlers = _start_log(folder)
         except OSError as error:
             raise UserError(NO_DIRECTORY.format(error)) from error
-        return _logged(config, plain, command, begin, stopping, handlers, was_empty)
+        return _logged(config, plain, command, begin, stopping, handlers)
 
 
 def _logged(
@@ -88,7 +96,6 @@ def _logged(
     begin: Start,
     stopping: Stopping,
     handlers: Sequence[logging.Handler],
-    was_empty: bool,
 ) -> float | None:
     folder = begin.folder
     try:
@@ -111,8 +118,6 @@ def _logged(
         for handler in handlers:
             handler.close()
             logging.getLogger().removeHandler(handler)
-        if was_empty:
-            remove_if_nothing_ran(folder)
 
 
 def _run(
@@ -176,6 +181,13 @@ def _run(
     return _metric(config, outcome.validation, outcome.quality)
 
 
+def _of_another_rank(stopped: KeyboardInterrupt) -> Interrupted:
+    """What stopped it, without words: rank 0 has them."""
+    found = preemption.interruption(getattr(stopped, "signum", signal.SIGINT))
+    found.words = ""
+    return found
+
+
 def work_with_rank_0(config: RunConfig) -> None:
     """The same stages on another rank, which says and writes nothing of its own."""
     import torch
@@ -200,7 +212,7 @@ def work_with_rank_0(config: RunConfig) -> None:
     except Pruned:
         return  # all ranks give up together, and rank 0 says so
     except SystemExit as stopped:
-        raise Interrupted(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
+        raise preemption.interruption(getattr(stopped.__context__, "signum", signal.SIGINT)) from stopped
 
 
 def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: str) -> float | None:

@@ -86,12 +86,17 @@ def of_hydra(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
 
     Raises what Hydra and its YAML reader raise.
     """
+    found = composed(overrides, config_dir).hydra
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    """All that overrides come to, with Hydra's own section; otherwise as `of_hydra`."""
     fixed = ["output_dir=."]
     if config_dir:
         fixed.append(f"hydra.searchpath=['file://{Path(config_dir).absolute()}']")
-    found = compose("config", overrides=[*fixed, *overrides], return_hydra_config=True).hydra
-    assert isinstance(found, DictConfig)
-    return found
+    return compose("config", overrides=[*fixed, *overrides], return_hydra_config=True)
 
 
 def sweeping(overrides: Sequence[str], flag: bool, config_dir: str | None) -> tuple[bool, list[str]]:

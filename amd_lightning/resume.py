@@ -232,6 +232,7 @@ def how_to_go_on(stopped: KeyboardInterrupt, folder: Path, command: str) -> Inte
     signum = getattr(stopped, "signum", signal.SIGINT)
     update, updates = getattr(stopped, "update", None), getattr(stopped, "updates", None)
     found = interruption(signum, update, updates)
+    found.words = vars(stopped).get("words", found.words)  # of an earlier stage
     if all_last(folder / FOLDER):
         where = "" if update is None else f" after update {update} of {updates}"
         found.words = f"stopped{where}; go on with: {going_on(command, folder)}"

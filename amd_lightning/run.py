@@ -72,7 +72,8 @@ def main() -> None:
             sys.exit("error: " + "\n".join(complaints))
     except KeyboardInterrupt as stopped:
         signum = getattr(stopped, "signum", signal.SIGINT)
-        sys.stderr.write(getattr(stopped, "words", Interrupted.words) + "\n")
+        if words := getattr(stopped, "words", Interrupted.words):
+            sys.stderr.write(f"{words}\n")
         if index is not None:
             sys.stderr.write("\n".join(end(index)) + "\n")
         if isinstance(stopped, Preempted):
@@ -139,7 +140,7 @@ def hydra_main(composed: DictConfig) -> float | None:
 
     def make(report: Report | None = None) -> tuple[RunConfig, float | None]:
         config = validated(composed, overrides, refuse_ignored=single)
-        if not single and outside() is not None:
+        if not single and outside() is not None and preemption.SUBMITIT not in os.environ:
             raise ConfigError(
                 ["a sweep is started by one process: give each point its own with trainer.devices=N"]
             )
@@ -147,7 +148,7 @@ def hydra_main(composed: DictConfig) -> float | None:
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
         kept = [override for override in own(overrides) if not override.startswith("resume=")]
-        if single and preemption.restarted() and config.resume == "auto":
+        if single and preemption.restarted() and config.resume == "auto" and preemption.is_first_process():
             config.resume = str(unfinished_beside(folder, without_secrets(plain)) or "auto")
         return config, run(config, plain, shlex.join(["python", "-m", "amd_lightning.run", *kept]), report)
 
@@ -165,7 +166,8 @@ def hydra_main(composed: DictConfig) -> float | None:
         _refusals.append(error)  # raised here, Hydra would print the overrides before main's one line
         return None
     finally:
-        remove_empty(folder)
+        if single or preemption.is_first_process():  # the ranks of a point have one directory
+            remove_empty(folder)
 
 
 def _point(
@@ -188,7 +190,12 @@ def _point(
 
     try:
         words = label(overrides, index.command()["swept"])
-        return index.run(number, words, str(folder.relative_to(index.folder)), all_of_it)
+        directory = str(folder.relative_to(index.folder))
+        if preemption.is_first_process():
+            return index.run(number, words, directory, all_of_it)
+        if not index.has_done(number, words, directory):  # as another rank, which keeps no account of it
+            make()
+        return None
     except Preempted as stopped:
         if preemption.SUBMITIT not in os.environ:
             raise  # the job is the whole sweep's

@@ -1,5 +1,7 @@
 """What a run does with its directory beside what its stages write there."""
 
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from amd_lightning.resume import LOCK
@@ -15,13 +17,20 @@ def replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def remove_if_nothing_ran(folder: Path) -> None:
-    """A run that was refused before its first artifact leaves no directory behind."""
-    if any(path.name not in OWN_FILES for path in folder.iterdir()):
-        return
-    for name in OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
+def remove_if_nothing_ran(folder: Path, before: Collection[str]) -> None:
+    """A run that was refused before its first artifact leaves the directory as it was, and none where it was
+    empty.
+
+    Args:
+        before: the names that stood there when it came.
+    """
+    with suppress(OSError):  # of a directory that cannot be written, the run itself says so
+        if any(path.name not in OWN_FILES and path.name not in before for path in folder.iterdir()):
+            return
+        for name in set(OWN_FILES) - set(before):
+            (folder / name).unlink(missing_ok=True)
+        if not before:
+            folder.rmdir()
 
 
 def remove_empty(folder: Path) -> None:

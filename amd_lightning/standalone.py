@@ -9,12 +9,12 @@ from typing import Any
 from amd_lightning import starts
 from amd_lightning.evaluation.lm_eval_tasks import LmEvalSettings, score
 from amd_lightning.outcome import Outcome
-from amd_lightning.pipeline import Pipeline
 from amd_lightning.results import git_commit, peak_memory_mb, versions
 from amd_lightning.spec import RunSpec
+from amd_lightning.stages import Stages
 
 
-class ModelEvaluation(Pipeline):
+class ModelEvaluation(Stages):
     """Measures `spec.student`, which is loaded; the tokenizer is that of `spec.teacher`.
 
     has_teacher: whether `spec.teacher` is a teacher to measure distances to. Else it names the same model.

@@ -9,11 +9,11 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from amd_lightning import conf_dir, preemption
+from amd_lightning import conf_dir, launched, preemption
 from amd_lightning.analysis.runs import read_results
 from amd_lightning.cli import runs_something
 from amd_lightning.errors import ConfigError, UserError
-from amd_lightning.points import of_hydra, parsed, plain_key, points, sweeping
+from amd_lightning.points import composed, parsed, plain_key, points, sweeping
 from amd_lightning.search import SWEEPER, best_point, register
 from amd_lightning.sweep_index import Measured, Row, Status, SweepIndex
 
@@ -71,7 +71,8 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
         if not multirun:
             return list(arguments), None
         fixed = [text for text in line.overrides if not parsed(text).is_sweep_override()]
-        hydra = of_hydra(fixed, line.config_dir)
+        of_all = composed(fixed, line.config_dir)
+        hydra = of_all.hydra
         index = SweepIndex(Path(hydra.sweep.dir))
         found = [parsed(text) for text in (*of_file, *line.overrides)]
         swept = list(dict.fromkeys(one.get_key_element() for one in found if one.is_sweep_override()))
@@ -80,6 +81,8 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
             raise UserError("+sweep=optuna needs optuna: pip install -e '.[optuna]'")
         if sweeper == SWEEPER:
             register()
+        if problems := list(launched.problems(of_all)):
+            raise ConfigError(problems)
         known = sweeper == "basic"
         labels = [label(point, swept) for point in points([*of_file, *line.overrides], True)] if known else []
     requeued = preemption.restarted() and index.exists and index.command()["arguments"] == list(arguments)

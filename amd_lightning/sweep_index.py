@@ -174,9 +174,7 @@ class SweepIndex:
             UserError: another process runs the point.
         """
         with self._claimed(point):
-            row = next((row for row in self.rows() if row.point == point), None)
-            finished = (self.folder / directory / "results.json").exists()
-            if row and row.overrides == overrides and row.status == Status.done and finished:
+            if row := self.has_done(point, overrides, directory):
                 return row.value
             new = Row(point, overrides, directory, Status.running)
             self._change(new)
@@ -197,6 +195,13 @@ class SweepIndex:
             seconds = time.perf_counter() - started
             self._change(new._replace(status=Status.done, seconds=seconds, **measured._asdict()))
             return measured.value
+
+    def has_done(self, point: int, overrides: str, directory: str) -> Row | None:
+        """The row of a point that need not run; None where it has to."""
+        row = next((row for row in self.rows() if row.point == point), None)
+        finished = (self.folder / directory / "results.json").exists()
+        done = row is not None and row.overrides == overrides and row.status == Status.done
+        return row if done and finished else None
 
     def failed(self, point: int, words: str) -> None:
         """Note why a point that was to be queued again is not."""

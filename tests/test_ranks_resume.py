@@ -10,7 +10,7 @@ from amd_lightning.rollouts import HfSampler
 from amd_lightning.stopping import Stopping
 from amd_lightning.training_state import GOING_ON, load
 from tests.processes import on_ranks
-from tests.test_resume_training import Killed, Left, Trial, left, same
+from tests.trials import Killed, Left, Trial, left, same
 
 
 def attempt(folder: Path, at: int | None = None, victim: int = 1, stopping: bool = False) -> Left | None:

@@ -79,7 +79,7 @@ def anything_in(folder: str | Path) -> list[str]:
 # -- the command line ------------------------------------------------------------------------------
 
 
-def in_a_process(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def in_a_process(folder: Path, *arguments: str, seconds: float = 250) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "amd_lightning.run", *arguments],
         cwd=folder,
@@ -87,7 +87,7 @@ def in_a_process(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=seconds,
     )
 
 

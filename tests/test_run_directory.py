@@ -11,7 +11,7 @@ from amd_lightning.errors import UserError
 from amd_lightning.resume import LOCK, held, is_held, unfinished_beside
 from tests import test_run
 from tests.test_resume_run import CONFIG, left_behind
-from tests.test_run import MICRO, Command, anything_in
+from tests.test_run import MICRO, Command
 
 command = test_run.command
 FORK = multiprocessing.get_context("fork")
@@ -66,7 +66,17 @@ def test_a_run_that_was_refused_for_itself_leaves_no_lock(
 
     monkeypatch.setattr(one_run, "_run", refuse)
     assert command(f"{MICRO} hydra.run.dir=taken").error == "no"
-    assert anything_in(".") == []
+    assert not Path("taken").exists()
+    Path("mine").mkdir()
+    Path("mine/notes").touch()
+    assert command(f"{MICRO} hydra.run.dir=mine").error == "no"
+    assert [path.name for path in Path("mine").iterdir()] == ["notes"]
+
+
+def test_a_run_that_cannot_write_its_log_leaves_no_lock(command: Command) -> None:
+    Path("mine/run.log").mkdir(parents=True)
+    assert command(f"{MICRO} hydra.run.dir=mine").error.startswith("the run's directory cannot be used")
+    assert [path.name for path in Path("mine").iterdir()] == ["run.log"]
 
 
 def test_a_run_beside_that_is_under_way_is_not_told_of(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from amd_lightning import run
 from amd_lightning.config.schema import RunConfig
-from amd_lightning.errors import DataError
+from amd_lightning.errors import DataError, PointError
 from amd_lightning.study import Report
 from amd_lightning.sweep_index import Row, SweepIndex
 from tests import test_run
@@ -148,6 +148,50 @@ def test_what_cannot_go_on_is_refused(command: Command, ran: Points) -> None:
     assert len(ran.ran) == 2
     found = command("-m seed=0 hydra.sweep.dir=/proc/nowhere")
     assert found.error.startswith("the run's directory cannot be used")
+
+
+@pytest.mark.parametrize(
+    "launcher, words",
+    [
+        ("slurm trainer.devices=2 hydra.launcher.tasks_per_node=2 hydra.launcher.nodes=2", "make them equal"),
+        (
+            "slurm hydra.launcher.tasks_per_node=2",
+            "it has trainer.devices=1 trainer.nodes=1: make them equal",
+        ),
+        ("slurm trainer.nodes=2", "it has trainer.devices=1 trainer.nodes=2: make them equal"),
+        ("submitit_local hydra.launcher.tasks_per_node=2", "leave it out, trainer.devices=2 starts them"),
+    ],
+)
+def test_other_tasks_than_a_point_has_devices_are_refused(
+    launcher: str, words: str, command: Command, ran: Points
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[cluster]'")
+    found = command(f"{SEEDS} optim.student.batch_size=8 cluster={launcher}")
+    assert words in found.error
+    assert not Path("sweep").exists()
+
+
+def test_another_rank_of_a_point_keeps_no_account(
+    command: Command, ran: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a task of submitit's on SLURM; rank 0 runs a point that is not done, and so does it."""
+    assert command(SEEDS).status == 0
+    done = rows()
+    index = SweepIndex(Path("sweep"))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    ran.ran.clear()
+    made: list[int] = []
+
+    def make() -> tuple[RunConfig, float | None]:
+        made.append(1)
+        raise DataError("of both ranks")
+
+    directory = Path("sweep", done[0].directory).absolute()
+    assert run._point(index, 0, ["seed=0"], directory, make) is None
+    with pytest.raises(PointError, match="of both ranks"):
+        run._point(index, 1, ["seed=7"], directory, make)
+    assert (made, rows()) == ([1], done)
 
 
 @pytest.mark.slow

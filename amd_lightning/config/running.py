@@ -136,7 +136,7 @@ class TrainerConfig:
     validate_every: int = knob(
         MISSING, "updates between two validations while distilling; 0 for the last one only", low=0
     )
-    checkpoint_every: int = knob(100, "updates between two checkpoints", low=1)
+    checkpoint_every: int = knob(100, "updates between two checkpoints, in every stage that trains", low=1)
     keep_checkpoints: int = knob(
         2, "how many of the last checkpoints are kept, beside the best by evaluation.metric", low=1
     )

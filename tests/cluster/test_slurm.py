@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,13 @@ from tests.cluster.scheduler import NoSchedulerError, said, slurm, wait_for
 from tests.test_resume_run import outcome
 from tests.test_run import MICRO, in_a_process
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 UPDATES = 60
 BEGUN = 5
 """Updates after which a run loses its place."""
+START_S = 400
+"""Until it has come there, on a machine that is busy."""
 RUN = (
     f"{MICRO} optim.student.updates={UPDATES} trainer.checkpoint_every=1000 trainer.log_every=1 "
     "evaluation.samples=1 rollout.replay.capacity=8 rollout.replay.refresh=0.5"
@@ -59,37 +61,63 @@ def text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("options", ["--signal=USR1@60", ""], ids=["told", "killed after its grace time"])
 def test_a_job_of_sbatch_goes_on_when_it_is_queued_again(
-    options: str, environment: dict[str, str], tmp_path: Path
+    options: str, ranks: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """With two ranks, each is a task of srun."""
+    devices = f"trainer.devices={ranks}"
     (tmp_path / "job.sh").write_text(
-        f"#!/bin/bash\nsrun {sys.executable} -m amd_lightning.run {RUN} hydra.run.dir=run\n"
+        f"#!/bin/bash\nsrun {sys.executable} -m amd_lightning.run {RUN} {devices} hydra.run.dir=run\n"
     )
-    line = f"sbatch --requeue {options} -c 2 --open-mode=append --output=job.log --parsable job.sh"
-    number = said(environment, *shlex.split(line), cwd=tmp_path)
-    folder, log = tmp_path / "run", tmp_path / "job.log"
-
-    def state() -> str:
-        return said(environment, "squeue", "-h", "-j", number, "-o", "%T")
-
-    assert wait_for(lambda: updates(folder) >= BEGUN or not state(), 200), text(log)
-    take_place(environment, 2)
-    assert wait_for(lambda: state() == "PENDING", 60), text(log)
+    job = Job(f"{options} -n {ranks} -c {2 // ranks}", tmp_path, environment)
+    folder = tmp_path / "run"
+    assert job.comes_to(lambda: updates(folder) >= BEGUN or not job.state, START_S), text(job.log)
+    job.seen.append(f"$ {take_place(environment, 2)}")
+    assert job.comes_to(lambda: job.state == "PENDING", 120), text(job.log)
     assert not (folder / "results.json").exists()
-    assert wait_for(lambda: not state(), 300), text(log)
-    assert (folder / "results.json").exists(), text(log)
+    assert job.comes_to(lambda: not job.state, 600), text(job.log)
+    (tmp_path / "transcript.txt").write_text("\n\n".join([*job.seen, text(job.log)]))
+    assert (folder / "results.json").exists(), text(job.log)
     (at,) = re.findall(r"distil: going on after update (\d+) of", text(folder / "run.log"))
     assert BEGUN <= int(at) < UPDATES
-    assert (f"job {number} is queued again" in text(log)) == bool(options)
-    assert ("waiting for the batch system to end this process" in text(log)) != bool(options)
-    as_if_alone(folder)
+    assert text(job.log).count(f"job {job.number} is queued again") == bool(options)
+    waiting = "waiting for the batch system to end this process"
+    assert text(job.log).count(waiting) == (not options)
+    as_if_alone(folder, devices)
+
+
+class Job:
+    """A job of sbatch, `job.sh` in a folder, and what was seen of it."""
+
+    def __init__(self, options: str, folder: Path, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.log = folder / "job.log"
+        line = f"sbatch --requeue {options} --open-mode=append --output=job.log --parsable job.sh"
+        self.seen = [f"$ cat job.sh; {line}", text(folder / "job.sh")]
+        self.number = said(environment, *shlex.split(line), cwd=folder)
+
+    @property
+    def state(self) -> str:
+        """As squeue has it; "" when it has ended."""
+        return said(self.environment, "squeue", "-h", "-j", self.number, "-o", "%T")
+
+    def comes_to(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Whether it came true in time; the queue is looked at on the way."""
+
+        def look() -> bool:
+            if (queue := said(self.environment, *QUEUE)) != self.seen[-1]:
+                self.seen.append(queue)
+            return condition()
+
+        return wait_for(look, seconds)
 
 
 def as_if_alone(folder: Path, *overrides: str) -> None:
     """A run's directory holds what a run that nothing befell leaves."""
     alone = folder.parent / "alone"
-    found = in_a_process(folder.parent, *shlex.split(RUN), *overrides, f"hydra.run.dir={alone}")
+    found = in_a_process(folder.parent, *shlex.split(RUN), *overrides, f"hydra.run.dir={alone}", seconds=600)
     assert found.returncode == 0, found.stderr
     assert outcome(folder) == outcome(alone)
 
@@ -117,10 +145,11 @@ class Watched:
     def rows(self, status: Status) -> list[Row]:
         return [row for row in self.index.rows() if row.status == status]
 
-    def two_train(self) -> bool:
+    def trains(self, count: int) -> bool:
+        """Whether so many points do, or all is over."""
         self.look()
         running = [updates(self.index.folder / row.directory) for row in self.rows(Status.running)]
-        return self.process.poll() is not None or (len(running) == 2 and min(running) >= BEGUN)
+        return self.process.poll() is not None or (len(running) == count and min(running) >= BEGUN)
 
     def one_is_queued_again(self) -> bool:
         self.look()
@@ -131,22 +160,27 @@ class Watched:
         return self.process.poll() is not None
 
 
+@pytest.mark.parametrize("tasks, seeds", [(1, 4), (2, 2)])
 def test_a_sweep_on_an_array_outlives_the_preemption_of_a_point(
-    environment: dict[str, str], tmp_path: Path
+    tasks: int, seeds: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """Two points at once, each on a CPU, or one on both, each of which is a rank's."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[cluster]'")
     launcher = "gpus_per_node=0 cpus_per_task=1 mem_gb=1 partition=main timeout_min=60"
     options = " ".join(f"hydra.launcher.{option}" for option in launcher.split())
-    sweep = Watched(
-        f"{RUN} -m seed=0,1,2,3 hydra.sweep.dir=sweep cluster=slurm {options}", tmp_path, environment
-    )
+    if tasks > 1:
+        options += f" hydra.launcher.tasks_per_node={tasks}"
+    devices = f"trainer.devices={tasks}"
+    swept = f"seed={','.join(map(str, range(seeds)))}"
+    line = f"{RUN} {devices} -m {swept} hydra.sweep.dir=sweep cluster=slurm {options}"
+    sweep = Watched(line, tmp_path, environment)
     try:
-        assert wait_for(sweep.two_train, 200), text(sweep.log)
-        sweep.seen.append(f"$ {take_place(environment, 1)}")
-        assert wait_for(sweep.one_is_queued_again, 60), text(sweep.log)
+        assert wait_for(lambda: sweep.trains(2 // tasks), START_S), text(sweep.log)
+        sweep.seen.append(f"$ {take_place(environment, tasks)}")
+        assert wait_for(sweep.one_is_queued_again, 120), text(sweep.log)
         (hit,) = sweep.rows(Status.requeued)
         sweep.seen.append(text(sweep.index.folder / INDEX))
-        assert wait_for(sweep.has_ended, 500), text(sweep.log)
+        assert wait_for(sweep.has_ended, 900), text(sweep.log)
     finally:
         sweep.process.kill()
         sweep.process.wait()
@@ -154,11 +188,11 @@ def test_a_sweep_on_an_array_outlives_the_preemption_of_a_point(
     sweep.seen += [text(folder / "run.log"), text(sweep.index.folder / INDEX), text(sweep.log)]
     (tmp_path / "transcript.txt").write_text("\n\n".join(sweep.seen))
     assert sweep.process.returncode == 0, text(sweep.log)
-    assert [row.status for row in sweep.index.rows()] == [Status.done] * 4
+    assert [row.status for row in sweep.index.rows()] == [Status.done] * seeds
     again = [
         row.point
         for row in sweep.index.rows()
         if "distil: going on after update" in text(sweep.index.folder / row.directory / "run.log")
     ]
     assert again == [hit.point]
-    as_if_alone(folder, hit.overrides)
+    as_if_alone(folder, devices, hit.overrides)
