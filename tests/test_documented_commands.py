@@ -102,7 +102,7 @@ def check(command: str) -> None:
         targets = [word for word in words[1:] if "=" not in word]
         assert all(re.search(rf"^{target}:.*## ", makefile, re.M) for target in targets), command
     elif words[0] == "sbatch":
-        check(words[words.index("--wrap") + 1])
+        check(words[words.index("--wrap") + 1].removeprefix("srun "))
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).is_file(), "a script that is not there"
     elif words[:3] == ["python", "-m", "pytest"]:
