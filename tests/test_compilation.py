@@ -18,6 +18,7 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_features_and_gradients_are_those_of_the_plain_model(name: str) -> None:
     plain, compiled = MODELS[name](), MODELS[name]()
