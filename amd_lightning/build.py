@@ -9,10 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from amd_lightning.adapters import Lora
 from amd_lightning.backends import VllmBackend, require_vllm
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.compilation import compile_forward
 from amd_lightning.config.choices import (
     Actions,
     Backend,
@@ -43,16 +41,10 @@ from amd_lightning.critics import (
 from amd_lightning.data import dolly, iwslt, samsum, strategyqa
 from amd_lightning.data.evaluation_sets import load_set
 from amd_lightning.data.examples import Limits
-from amd_lightning.description import objective_name
 from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.evaluation.metrics import scorers
-from amd_lightning.loggers import (
-    WandbSettings,
-    mlflow_logger,
-    require,
-    tensorboard_logger,
-    wandb_logger,
-)
+from amd_lightning.models.adapters import Lora
+from amd_lightning.models.students import Layers
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
@@ -64,9 +56,17 @@ from amd_lightning.objectives.support import Support, full_support, sampled_supp
 from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler, Sampler, VllmSampler
+from amd_lightning.running.description import objective_name
 from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
-from amd_lightning.students import Layers
-from amd_lightning.training import StageSpec, TrainerSpec, seed_for
+from amd_lightning.training.compilation import compile_forward
+from amd_lightning.training.fitting import StageSpec, TrainerSpec, seed_for
+from amd_lightning.training.loggers import (
+    WandbSettings,
+    mlflow_logger,
+    require,
+    tensorboard_logger,
+    wandb_logger,
+)
 
 TASKS: dict[str, Any] = {"samsum": samsum, "dolly": dolly, "iwslt": iwslt, "strategyqa": strategyqa}
 

@@ -27,7 +27,7 @@ from amd_lightning import conf_dir
 from amd_lightning.config.rules import ignored_options, problems
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import ConfigError
-from amd_lightning.points import keys, misuse, parsed, points, sweeping
+from amd_lightning.sweeps.points import keys, misuse, parsed, points, sweeping
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 

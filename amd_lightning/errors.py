@@ -57,7 +57,7 @@ class NonFiniteError(UserError):
 
 
 class Pruned(Exception):  # the usual word of searches, and nothing is wrong
-    """A run was given up for those that do better; see `study.py`.
+    """A run was given up for those that do better; see `sweeps/study.py`.
 
     Attributes:
         metric, value: of the validation that it was given up for.
@@ -73,7 +73,7 @@ class Interrupted(KeyboardInterrupt):
     """Stopped by a signal.
 
     Attributes:
-        signum: SIGINT, SIGTERM, or a signal of `preemption.py`.
+        signum: SIGINT, SIGTERM, or a signal of `training/preemption.py`.
         update, updates: where distillation stands, of how many; None outside of it.
         words: what to say of it.
     """

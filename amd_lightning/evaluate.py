@@ -123,7 +123,7 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     from amd_lightning.analysis.tables import evaluation_table
     from amd_lightning.build import build
     from amd_lightning.standalone import ModelEvaluation, assemble, write, write_results
-    from amd_lightning.training import quiet_libraries
+    from amd_lightning.training.fitting import quiet_libraries
 
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
         raise UserError("trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu")
@@ -232,7 +232,7 @@ def _lm_eval_settings(given: Sequence[tuple[str, str]]) -> LmEvalSettings | None
     except OmegaConfBaseException as error:
         raise UserError(f"lm_eval.{error.full_key}: {one_line(error)}") from error
     settings: Any = OmegaConf.to_object(known)
-    return settings  # type: ignore[no-any-return]
+    return settings
 
 
 def _lm_eval_tasks(settings: LmEvalSettings, model: StudentConfig) -> list[Any]:
@@ -242,7 +242,7 @@ def _lm_eval_tasks(settings: LmEvalSettings, model: StudentConfig) -> list[Any]:
         UserError: an encoder-decoder, or tasks that cannot be read.
     """
     from amd_lightning.evaluation.lm_eval_tasks import load
-    from amd_lightning.models import is_causal
+    from amd_lightning.models.loading import is_causal
 
     if not is_causal(str(model.path), model.revision, model.trust_remote_code):
         raise UserError(

@@ -14,19 +14,19 @@ from typing import Any
 
 from amd_lightning import ranks, starts
 from amd_lightning.data.examples import Split, TokenisedExample
-from amd_lightning.distillation import distil
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation
-from amd_lightning.models import save_policy
+from amd_lightning.models.loading import save_policy
 from amd_lightning.modules.base import DistillationModule
-from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
-from amd_lightning.sharding import whole_weights
+from amd_lightning.running.outcome import Outcome
 from amd_lightning.spec import RunSpec
 from amd_lightning.stages import Stages
-from amd_lightning.stopping import Stopping
 from amd_lightning.teacher_cache import with_teacher
-from amd_lightning.training import seed_for
+from amd_lightning.training.distillation import distil
+from amd_lightning.training.fitting import seed_for
+from amd_lightning.training.sharding import whole_weights
+from amd_lightning.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from amd_lightning.config.rules import LEARNING
 from amd_lightning.config.running import StageConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import UserError
+from amd_lightning.models.students import shortened
 from amd_lightning.objectives.chunked import chunk_size
 from amd_lightning.planning import report
 from amd_lightning.planning.memory import Critics, Workload
 from amd_lightning.planning.report import GB, Stage
 from amd_lightning.planning.shapes import Adapters, ModelShape, adapters_of, config_of, shape_of
-from amd_lightning.students import shortened
 
 BITS = {"8bit": 1.0, "4bit": 0.5}
 """Bytes of a quantized weight; the scales of its blocks (under a tenth) are left out."""

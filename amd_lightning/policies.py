@@ -1,7 +1,7 @@
 """Teacher and student as policies: π(a | s) over the vocabulary, with s = (prompt, response so far).
 
 Everybody sees N packed response tokens: their features [N, D], and a head that turns features into logits
-[N, V]. Only `families.py` knows of model families, shifts and padding.
+[N, V]. Only `models/families.py` knows of model families, shifts and padding.
 """
 
 import inspect

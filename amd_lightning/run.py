@@ -23,10 +23,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from amd_lightning import conf_dir, preemption
+from amd_lightning import conf_dir
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
 from amd_lightning.config.schema import RunConfig
-from amd_lightning.description import without_secrets
 from amd_lightning.errors import (
     ConfigError,
     Interrupted,
@@ -36,15 +35,17 @@ from amd_lightning.errors import (
     Pruned,
     UserError,
 )
-from amd_lightning.launching import outside
-from amd_lightning.one_run import NO_DIRECTORY, run
-from amd_lightning.resume import unfinished_beside
-from amd_lightning.run_directory import remove_empty
-from amd_lightning.search import report_of
-from amd_lightning.study import Report, has_study
-from amd_lightning.sweep import begin, end, label, measured, own, resumed
-from amd_lightning.sweep_index import Measured, SweepIndex
-from amd_lightning.sweep_index import one_line as point_error
+from amd_lightning.running.description import without_secrets
+from amd_lightning.running.directory import remove_empty
+from amd_lightning.running.launching import outside
+from amd_lightning.running.one_run import NO_DIRECTORY, run
+from amd_lightning.running.resume import unfinished_beside
+from amd_lightning.sweeps.index import Measured, SweepIndex
+from amd_lightning.sweeps.index import one_line as point_error
+from amd_lightning.sweeps.search import report_of
+from amd_lightning.sweeps.study import Report, has_study
+from amd_lightning.sweeps.sweep import begin, end, label, measured, own, resumed
+from amd_lightning.training import preemption
 
 log = logging.getLogger("amd_lightning")
 

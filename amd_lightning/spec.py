@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger
 
-from amd_lightning.adapters import Lora
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.data.examples import Example, Limits
 from amd_lightning.evaluation.decoding import Decoding
 from amd_lightning.evaluation.metrics import Scorer
+from amd_lightning.models.adapters import Lora
+from amd_lightning.models.students import Layers
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
-from amd_lightning.students import Layers
-from amd_lightning.training import StageSpec, TrainerSpec
+from amd_lightning.training.fitting import StageSpec, TrainerSpec
 
 
 class ModelSpec(NamedTuple):

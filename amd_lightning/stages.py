@@ -22,12 +22,12 @@ from amd_lightning.data.examples import Split
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
 from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
 from amd_lightning.evaluation.metrics import signatures
-from amd_lightning.fine_tuning import fine_tune
-from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
+from amd_lightning.running.outcome import Outcome
 from amd_lightning.spec import ModelSpec, RunSpec
 from amd_lightning.text import prepare_text
-from amd_lightning.training import device_of, seed_for
+from amd_lightning.training.fine_tuning import fine_tune
+from amd_lightning.training.fitting import device_of, seed_for
 
 log = logging.getLogger(__name__)
 

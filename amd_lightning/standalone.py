@@ -8,8 +8,8 @@ from typing import Any
 
 from amd_lightning import starts
 from amd_lightning.evaluation.lm_eval_tasks import LmEvalSettings, score
-from amd_lightning.outcome import Outcome
-from amd_lightning.results import git_commit, peak_memory_mb, versions
+from amd_lightning.running.outcome import Outcome
+from amd_lightning.running.results import git_commit, peak_memory_mb, versions
 from amd_lightning.spec import RunSpec
 from amd_lightning.stages import Stages
 

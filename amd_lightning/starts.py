@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from amd_lightning import adapters, models, pypi
-from amd_lightning.alignment import align, require_same_tokenizer
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.errors import ModelError
-from amd_lightning.families import CausalPolicy, policy_for
-from amd_lightning.models import (
+from amd_lightning.models import adapters, pypi
+from amd_lightning.models import loading as models
+from amd_lightning.models.alignment import align, require_same_tokenizer
+from amd_lightning.models.families import CausalPolicy, policy_for
+from amd_lightning.models.loading import (
     build_model,
     checkpoint_activations,
     fingerprint,
@@ -20,9 +21,9 @@ from amd_lightning.models import (
     load_tokenizer,
     save_policy,
 )
+from amd_lightning.models.students import build_student
 from amd_lightning.policies import Policy
 from amd_lightning.spec import ModelSpec
-from amd_lightning.students import build_student
 
 
 def identity(spec: ModelSpec, teacher_key: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from amd_lightning.data.examples import (
 )
 from amd_lightning.data.prompts import choose_template
 from amd_lightning.data.tokenizer import train_tokenizer
-from amd_lightning.models import load_tokenizer
+from amd_lightning.models.loading import load_tokenizer
 from amd_lightning.spec import ModelSpec, Task
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from amd_lightning.families import policy_for
+from amd_lightning.models.families import policy_for
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
 from tests.helpers import EOS, PAD, VOCABULARY, bart, t5

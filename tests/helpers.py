@@ -20,10 +20,10 @@ from amd_lightning import conf_dir
 from amd_lightning.build import build
 from amd_lightning.cli import validated
 from amd_lightning.data.examples import Example, TokenisedExample
-from amd_lightning.families import policy_for
-from amd_lightning.outcome import Outcome
+from amd_lightning.models.families import policy_for
 from amd_lightning.pipeline import Pipeline
 from amd_lightning.policies import Policy
+from amd_lightning.running.outcome import Outcome
 from amd_lightning.types import PromptBatch, Rollout
 
 PAD, EOS = 0, 1

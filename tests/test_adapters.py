@@ -11,12 +11,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from amd_lightning import adapters
-from amd_lightning.adapters import Lora, add_adapters, has_adapters, load_adapters, merged, save_adapters
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.errors import ModelError
-from amd_lightning.families import policy_for
-from amd_lightning.models import fingerprint, load_policy, load_tokenizer, save_policy
+from amd_lightning.models import adapters
+from amd_lightning.models.adapters import (
+    Lora,
+    add_adapters,
+    has_adapters,
+    load_adapters,
+    merged,
+    save_adapters,
+)
+from amd_lightning.models.families import policy_for
+from amd_lightning.models.loading import fingerprint, load_policy, load_tokenizer, save_policy
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.policies import Policy
 from tests.helpers import VOCABULARY, bart, rollout, t5

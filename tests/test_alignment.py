@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from amd_lightning.alignment import align, require_same_tokenizer
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.errors import ModelError
+from amd_lightning.models.alignment import align, require_same_tokenizer
 from amd_lightning.policies import Policy
 from tests.helpers import VOCABULARY, bart, prompts, rollout, t5
 from tests.test_adapters import llama

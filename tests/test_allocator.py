@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from amd_lightning.allocator import keep_freed_memory
+from amd_lightning.running.allocator import keep_freed_memory
 
 GLIBC = platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
 
 SCRIPT = """
 import ctypes
-from amd_lightning.allocator import keep_freed_memory
+from amd_lightning.running.allocator import keep_freed_memory
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd a b c d e".split()]

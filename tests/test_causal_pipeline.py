@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from amd_lightning.models import load_tokenizer
-from amd_lightning.outcome import Outcome
+from amd_lightning.models.loading import load_tokenizer
+from amd_lightning.running.outcome import Outcome
 from tests.helpers import tiny_run
 
 LLAMAS = tuple(f"pair.{who}.architecture.family=llama" for who in ("teacher", "student"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from amd_lightning.compilation import compile_forward
 from amd_lightning.policies import Policy
+from amd_lightning.training.compilation import compile_forward
 from tests.helpers import llama, prompts, rollout, t5
 
 MODELS: dict[str, Callable[[], Policy]] = {"llama": llama, "t5": t5}

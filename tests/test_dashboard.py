@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from amd_lightning import dashboard, results
+from amd_lightning import dashboard
 from amd_lightning.analysis.compare.wandb_runs import wandb_runs
 from amd_lightning.analysis.dashboard import METRICS, parts
 from amd_lightning.errors import UserError
-from amd_lightning.loggers import finish
+from amd_lightning.running import results
+from amd_lightning.training.loggers import finish
 from tests.helpers import tiny_run
 from tests.wandb_files import Logged, read_back
 

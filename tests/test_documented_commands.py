@@ -12,7 +12,7 @@ import pytest
 from amd_lightning import cli, compare, dashboard, evaluate, judge, plan, presets, push
 from amd_lightning.cli import check_command_line, knobs
 from amd_lightning.errors import UserError
-from amd_lightning.sweep import resumed
+from amd_lightning.sweeps.sweep import resumed
 from tests.documents import ROOT, documents, shell_lines
 
 INLINE = re.compile(r"`(python -m amd_lightning[^`…]*)`")

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from amd_lightning import adapters, evaluate
-from amd_lightning.models import load_policy
-from amd_lightning.outcome import Outcome
-from amd_lightning.results import assemble, write
+from amd_lightning import evaluate
+from amd_lightning.models import adapters
+from amd_lightning.models.loading import load_policy
+from amd_lightning.running.outcome import Outcome
+from amd_lightning.running.results import assemble, write
 from tests.helpers import TINY_RUN, tiny_run
 
 DATA = tuple(text for text in TINY_RUN if text.startswith(("+experiment", "data.")))

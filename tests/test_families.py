@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from amd_lightning.errors import ModelError
-from amd_lightning.families import policy_for
+from amd_lightning.models.families import policy_for
 from amd_lightning.policies import Policy
 from amd_lightning.types import PromptBatch, Rollout
 from tests.families import CAUSAL, FAMILIES, POSITIONS, gpt2, llama, opt, own_logits

@@ -14,13 +14,13 @@ import lightning as L
 import pytest
 import torch
 
-from amd_lightning import training_state
 from amd_lightning.cache import Artifact, ArtifactCache
-from amd_lightning.checkpoint_files import all_last
 from amd_lightning.errors import CheckpointError, Interrupted, NonFiniteError
-from amd_lightning.fine_tuning import METRICS, fine_tune
 from amd_lightning.modules.base import DistillationModule
-from amd_lightning.training import StageSpec, TrainerSpec
+from amd_lightning.training import state as training_state
+from amd_lightning.training.checkpoint_files import all_last
+from amd_lightning.training.fine_tuning import METRICS, fine_tune
+from amd_lightning.training.fitting import StageSpec, TrainerSpec
 from tests.helpers import PAD, t5, tokenised
 from tests.modules.harness import CONSTANT, module
 from tests.trials import Clock, Killed, progress, same

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from amd_lightning import launching, ranks
+from amd_lightning import ranks
 from amd_lightning.errors import Pruned, RankError, UserError
-from amd_lightning.launching import Place, joined_outside, others_started, outside
+from amd_lightning.running import launching
+from amd_lightning.running.launching import Place, joined_outside, others_started, outside
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -95,7 +96,7 @@ def test_a_rank_that_dies_ends_one_that_never_looks(tmp_path: Path) -> None:
 
 def test_the_others_end_with_a_rank_0_that_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from amd_lightning.launching import others_started\n"
+        "import sys, time; from amd_lightning.running.launching import others_started\n"
         f"with others_started(2, False, 'tests.ranks_work:waits', {str(tmp_path)!r}): time.sleep(1000.0)"
     )
     first = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -164,7 +165,7 @@ def test_torchrun_starts_them(tmp_path: Path) -> None:
     """Every process is told where to meet by torchrun."""
     script = tmp_path / "work.py"
     script.write_text(
-        "from amd_lightning.launching import joined_outside\nfrom tests.ranks_work import adds\n"
+        "from amd_lightning.running.launching import joined_outside\nfrom tests.ranks_work import adds\n"
         f"with joined_outside(2, 1, False):\n    adds({str(tmp_path)!r})\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]

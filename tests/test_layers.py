@@ -20,12 +20,13 @@ COMPARED = (
     "analysis.compare.statistics errors"
 )
 DRAWN = "analysis.compare.comparison analysis.compare.style analysis.compare.curves"
-LOADING = "adapters students alignment checkpoints models pypi"
+LOADING = "models.adapters models.students models.alignment models.locating models.loading models.pypi"
 TRAINING = (
-    "checkpoint_files training_state metrics_file metric_direction loggers preemption stopping sharding "
-    "strategies tracking training"
+    "training.checkpoint_files training.state training.metrics_file metric_direction "
+    "training.loggers training.preemption training.stopping training.sharding "
+    "training.strategies training.tracking training.fitting"
 )
-STAGES = f"{MODULES} data modules families cache {LOADING} teacher_cache {TRAINING}"
+STAGES = f"{MODULES} data modules models.families cache {LOADING} teacher_cache {TRAINING}"
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
@@ -44,8 +45,8 @@ LAYERS = {
     "writing": "",
     "policies": "types writing",
     "backends": "policies types errors",
-    "compilation": "policies",
-    "families": "policies types errors writing",
+    "training.compilation": "policies",
+    "models.families": "policies types errors writing",
     "rollouts": "ranks backends policies types",
     "replay": "ranks rollouts policies types",
     "data.examples": "types errors",
@@ -85,28 +86,33 @@ LAYERS = {
     "modules.clock modules.states modules.stored_teacher modules.likelihood",
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
-    "initialisation": "",
-    "adapters": "errors",
-    "students": "adapters errors",
-    "alignment": "policies errors",
-    "checkpoints": f"{DATA} adapters errors",
-    "models": "policies families initialisation cache adapters checkpoints errors",
-    "pypi": "cache errors",
-    "teacher_cache": "data.examples objectives policies types",
-    "checkpoint_files": "",
-    "metric_direction": "",
-    "preemption": "errors",
-    "stopping": "preemption ranks",
-    "training_state": "ranks checkpoint_files errors",
-    "metrics_file": "",
-    "loggers": "evaluation modules.diagnostics errors",
-    "tracking": (
-        "ranks modules types errors checkpoint_files training_state metrics_file metric_direction stopping"
+    "models.initialisation": "",
+    "models.adapters": "errors",
+    "models.students": "models.adapters errors",
+    "models.alignment": "policies errors",
+    "models.locating": f"{DATA} models.adapters errors",
+    "models.loading": (
+        "policies models.families models.initialisation cache models.adapters models.locating errors"
     ),
-    "sharding": "policies types",
-    "strategies": "ranks sharding",
-    "profiling": "modules.clock",
-    "training": "ranks strategies data modules tracking training_state types errors",
+    "models.pypi": "cache errors",
+    "teacher_cache": "data.examples objectives policies types",
+    "training.checkpoint_files": "",
+    "metric_direction": "",
+    "training.preemption": "errors",
+    "training.stopping": "training.preemption ranks",
+    "training.state": "ranks training.checkpoint_files errors",
+    "training.metrics_file": "",
+    "training.loggers": "evaluation modules.diagnostics errors",
+    "training.tracking": (
+        "ranks modules types errors training.checkpoint_files training.state "
+        "training.metrics_file metric_direction training.stopping"
+    ),
+    "training.sharding": "policies types",
+    "training.strategies": "ranks training.sharding",
+    "training.profiling": "modules.clock",
+    "training.fitting": (
+        "ranks training.strategies data modules training.tracking training.state types errors"
+    ),
     "config.choices": "",
     "config.knobs": "",
     "config.data": "config.choices config.knobs",
@@ -127,11 +133,11 @@ LAYERS = {
     "analysis.figures": "analysis.runs errors",
     "analysis.methods": "analysis.runs analysis.figures errors",
     "analysis.tables": "analysis.runs errors",
-    "sweep_index": "errors",
+    "sweeps.index": "errors",
     "analysis.compare.measures": "",
     "analysis.sweeps": (
         "analysis.runs analysis.figures analysis.tables analysis.compare.measures metric_direction "
-        "sweep_index"
+        "sweeps.index"
     ),
     "analysis.compare.collect": "analysis.runs errors",
     "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
@@ -163,36 +169,40 @@ LAYERS = {
     "spec": STAGES,
     "starts": f"{STAGES} spec",
     "text": f"{STAGES} spec starts",
-    "outcome": STAGES,
-    "fine_tuning": STAGES,
-    "stages": f"{STAGES} spec starts text outcome fine_tuning",
-    "distillation": f"{STAGES} spec profiling",
-    "pipeline": f"{STAGES} spec starts outcome stages distillation",
-    "results": "outcome errors",
-    "standalone": f"{STAGES} spec starts outcome stages results",
-    "description": "config",
-    "build": f"{STAGES} spec config description backends compilation",
-    "points": "",
-    "study": "sweep_index",
-    "search": "analysis.runs metric_direction points study sweep_index",
-    "launched": "",
-    "cli": "config points errors",
-    "sweep": "analysis cli launched points preemption search sweep_index errors",
+    "running.outcome": STAGES,
+    "training.fine_tuning": STAGES,
+    "stages": f"{STAGES} spec starts text running.outcome training.fine_tuning",
+    "training.distillation": f"{STAGES} spec training.profiling",
+    "pipeline": f"{STAGES} spec starts running.outcome stages training.distillation",
+    "running.results": "running.outcome errors",
+    "standalone": f"{STAGES} spec starts running.outcome stages running.results",
+    "running.description": "config",
+    "build": f"{STAGES} spec config running.description backends training.compilation",
+    "sweeps.points": "",
+    "sweeps.study": "sweeps.index",
+    "sweeps.search": "analysis.runs metric_direction sweeps.points sweeps.study sweeps.index",
+    "sweeps.launched": "",
+    "cli": "config sweeps.points errors",
+    "sweeps.sweep": (
+        "analysis cli sweeps.launched sweeps.points training.preemption sweeps.search sweeps.index errors"
+    ),
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
-    "evaluate": f"{STAGES} evaluation spec text build cli config standalone results analysis",
-    "plan": "planning config cli build students objectives errors",
+    "evaluate": f"{STAGES} evaluation spec text build cli config standalone running.results analysis",
+    "plan": "planning config cli build models.students objectives errors",
     "reference": "analysis modules.diagnostics compare dashboard judge push presets show_data evaluate cli",
-    "resume": "checkpoint_files preemption errors",
-    "run_directory": "resume",
-    "launching": "ranks errors",
-    "allocator": "",
-    "one_run": (
-        f"{STAGES} allocator description launching pipeline results resume run_directory stopping study "
+    "running.resume": "training.checkpoint_files training.preemption errors",
+    "running.directory": "running.resume",
+    "running.launching": "ranks errors",
+    "running.allocator": "",
+    "running.one_run": (
+        f"{STAGES} running.allocator running.description running.launching pipeline "
+        "running.results running.resume running.directory training.stopping sweeps.study "
         "build config analysis"
     ),
     "run": (
-        "one_run description launching preemption resume run_directory search study sweep sweep_index cli "
+        "running.one_run running.description running.launching training.preemption running.resume "
+        "running.directory sweeps.search sweeps.study sweeps.sweep sweeps.index cli "
         "config errors"
     ),
 }
@@ -200,11 +210,11 @@ LAYERS = {
 SCHEMA = {"config.data", "config.pair", "config.method", "config.running", "config.schema"}
 PLUGIN = "hydra_plugins.amd_lightning_optuna"  # where Hydra looks for one
 COMPOSING = {
-    "points",
+    "sweeps.points",
     "cli",
-    "search",
-    "launched",
-    "sweep",
+    "sweeps.search",
+    "sweeps.launched",
+    "sweeps.sweep",
     "run",
     "presets",
     "show_data",
@@ -212,7 +222,10 @@ COMPOSING = {
     "plan",
     "reference",
 }
-MAY_USE = {"omegaconf": SCHEMA | COMPOSING | {"build", "description", "one_run"}, "hydra": COMPOSING}
+MAY_USE = {
+    "omegaconf": SCHEMA | COMPOSING | {"build", "running.description", "running.one_run"},
+    "hydra": COMPOSING,
+}
 
 
 def module_names(package: Path) -> dict[str, Path]:
@@ -305,7 +318,11 @@ PLANTS = {
         "def f():\n    from amd_lightning import errors",
         "types imports errors",
     ),
-    "of a package": ("tracking.py", "import amd_lightning.analysis", "tracking imports analysis"),
+    "of a package": (
+        "training/tracking.py",
+        "import amd_lightning.analysis",
+        "training.tracking imports analysis",
+    ),
     "config of ours": (
         "config/data.py",
         "from amd_lightning.types import Tokens",

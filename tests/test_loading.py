@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import T5Config
 
-from amd_lightning import checkpoints, models
-from amd_lightning.adapters import Lora, add_adapters
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.errors import HubUnreachableError, ModelError
-from amd_lightning.models import (
+from amd_lightning.models import loading as models
+from amd_lightning.models import locating as checkpoints
+from amd_lightning.models.adapters import Lora, add_adapters
+from amd_lightning.models.loading import (
     checkpoint_activations,
     fingerprint,
     load_policy,

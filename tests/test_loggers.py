@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
-from amd_lightning import results
 from amd_lightning.errors import UserError
-from amd_lightning.loggers import WandbSettings, finish, mlflow_logger
-from amd_lightning.metrics_file import csv_logger
-from amd_lightning.outcome import Outcome
+from amd_lightning.running import results
+from amd_lightning.running.outcome import Outcome
+from amd_lightning.training.loggers import WandbSettings, finish, mlflow_logger
+from amd_lightning.training.metrics_file import csv_logger
 from tests.helpers import tiny_run
 
 
@@ -85,7 +85,7 @@ def test_mlflow_holds_metrics_and_configuration(tmp_path: Path) -> None:
 
 
 def test_mlflow_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import amd_lightning.loggers as module
+    import amd_lightning.training.loggers as module
 
     class Dead(SimpleNamespace):
         def log_hyperparams(self, _: Any) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 from amd_lightning.data import sources
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.errors import HubUnreachableError, ModelError
-from amd_lightning.models import (
+from amd_lightning.models.loading import (
     build_model,
     build_t5,
     fingerprint,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from amd_lightning import results
 from amd_lightning.data.embedded import samsum_rows
-from amd_lightning.outcome import Outcome
+from amd_lightning.running import results
+from amd_lightning.running.outcome import Outcome
 from tests.helpers import tiny_run
 
 SAMPLES = ("teacher_samples_valid", "teacher_samples_test")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from amd_lightning import preemption
 from amd_lightning.errors import Interrupted, Preempted, UserError
 from amd_lightning.modules.adversarial import AdversarialModule
-from amd_lightning.stopping import Stopping
+from amd_lightning.training import preemption
+from amd_lightning.training.stopping import Stopping
 from tests import test_run
 from tests.test_run import MICRO, Command
 

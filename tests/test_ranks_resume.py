@@ -7,8 +7,8 @@ import pytest
 
 from amd_lightning import ranks
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.stopping import Stopping
-from amd_lightning.training_state import GOING_ON, load
+from amd_lightning.training.state import GOING_ON, load
+from amd_lightning.training.stopping import Stopping
 from tests.processes import on_ranks
 from tests.trials import Killed, Left, Trial, left, same
 

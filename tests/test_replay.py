@@ -12,7 +12,7 @@ from torch import Tensor
 from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler, collect, token_weights
-from amd_lightning.tracking import LastCheckpoint
+from amd_lightning.training.tracking import LastCheckpoint
 from amd_lightning.types import Batch, PromptBatch, Rollout
 from tests.helpers import prompts, rollout, t5
 from tests.modules.harness import accumulate, module, train

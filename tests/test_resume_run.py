@@ -15,11 +15,11 @@ import pytest
 
 from amd_lightning.analysis.compare.methods import HARMLESS, NO_DIFFERENCE
 from amd_lightning.errors import Interrupted, UserError
-from amd_lightning.loggers import wandb_logger
 from amd_lightning.modules.adversarial import AdversarialModule
-from amd_lightning.outcome import Outcome
 from amd_lightning.pipeline import Pipeline
-from amd_lightning.resume import FREE, start, unfinished_beside
+from amd_lightning.running.outcome import Outcome
+from amd_lightning.running.resume import FREE, start, unfinished_beside
+from amd_lightning.training.loggers import wandb_logger
 from tests.test_run import MICRO, Command, Said, command  # noqa: F401
 from tests.test_tracking import settings
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from amd_lightning import training_state
-from amd_lightning.checkpoint_files import all_last
 from amd_lightning.errors import CheckpointError
-from amd_lightning.training_state import load, newest, random_streams, set_random_streams
+from amd_lightning.training import state as training_state
+from amd_lightning.training.checkpoint_files import all_last
+from amd_lightning.training.state import load, newest, random_streams, set_random_streams
 from tests.trials import METHODS, Clock, Killed, Left, Trial, left, progress, same
 
 

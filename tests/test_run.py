@@ -14,9 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from amd_lightning import pipeline, run
-from amd_lightning.description import describe, without_secrets
 from amd_lightning.errors import DataError
-from amd_lightning.outcome import Outcome
+from amd_lightning.running.description import describe, without_secrets
+from amd_lightning.running.outcome import Outcome
 from tests.test_rules import demo
 
 MICRO = (

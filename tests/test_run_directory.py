@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from amd_lightning import one_run
 from amd_lightning.errors import UserError
-from amd_lightning.resume import LOCK, held, is_held, unfinished_beside
+from amd_lightning.running import one_run
+from amd_lightning.running.resume import LOCK, held, is_held, unfinished_beside
 from tests import test_run
 from tests.test_resume_run import CONFIG, left_behind
 from tests.test_run import MICRO, Command

@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 
-from amd_lightning import run, sweep
+from amd_lightning import run
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import DataError, NonFiniteError, Pruned
 from amd_lightning.metric_direction import rises
-from amd_lightning.study import Report, has_study, open_trials, overrides_of, reporting, settle, study_in
-from amd_lightning.sweep_index import Row, Status, SweepIndex
+from amd_lightning.sweeps import sweep
+from amd_lightning.sweeps.index import Row, Status, SweepIndex
+from amd_lightning.sweeps.study import (
+    Report,
+    has_study,
+    open_trials,
+    overrides_of,
+    reporting,
+    settle,
+    study_in,
+)
 from tests import test_run
 from tests.test_run import MICRO, Command
 

@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
 from amd_lightning import starts
-from amd_lightning.adapters import CONFIG, Lora
 from amd_lightning.errors import ModelError
+from amd_lightning.models.adapters import CONFIG, Lora
+from amd_lightning.models.students import Layers
 from amd_lightning.modules.optim import Optimisation
-from amd_lightning.outcome import Outcome
+from amd_lightning.running.outcome import Outcome
 from amd_lightning.spec import ModelSpec
-from amd_lightning.students import Layers
-from amd_lightning.training import StageSpec
+from amd_lightning.training.fitting import StageSpec
 from tests.helpers import tiny_run
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from amd_lightning.checkpoint_files import all_last
 from amd_lightning.errors import Interrupted
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.stopping import Stopping
+from amd_lightning.training.checkpoint_files import all_last
+from amd_lightning.training.stopping import Stopping
 from tests.trials import METHODS, Left, Trial, left, progress, same
 
 

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from amd_lightning.errors import ModelError
-from amd_lightning.families import policy_for
-from amd_lightning.students import Layers, build_student, from_layers, spread
+from amd_lightning.models.families import policy_for
+from amd_lightning.models.students import Layers, build_student, from_layers, spread
 from tests.helpers import VOCABULARY, prompts, t5
 
 ENDS: dict[str, Any] = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}

@@ -12,8 +12,8 @@ import pytest
 from amd_lightning import run
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import DataError, PointError
-from amd_lightning.study import Report
-from amd_lightning.sweep_index import Row, SweepIndex
+from amd_lightning.sweeps.index import Row, SweepIndex
+from amd_lightning.sweeps.study import Report
 from tests import test_run
 from tests.test_run import MICRO, Command, in_a_process
 

@@ -11,7 +11,7 @@ from amd_lightning import cli, conf_dir
 from amd_lightning.cli import check_command_line, validated
 from amd_lightning.config import choices
 from amd_lightning.errors import ConfigError
-from amd_lightning.points import of_hydra, parsed, points, sweeping
+from amd_lightning.sweeps.points import of_hydra, parsed, points, sweeping
 from tests.test_config import composed, options
 
 GRIDS = ["beta", "beta_by_distance", "critic", "distance", "learning_rate", "paper_table_2", "seeds"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amd_lightning.errors import DataError, UserError
-from amd_lightning.sweep_index import KILLED, Measured, Row, Status, SweepIndex, one_line
+from amd_lightning.sweeps.index import KILLED, Measured, Row, Status, SweepIndex, one_line
 
 FORK = multiprocessing.get_context("fork")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from amd_lightning import results
 from amd_lightning.errors import DataError
+from amd_lightning.running import results
 from tests.helpers import tiny_run
 
 QUICK = ("optim.teacher.updates=2", "optim.student_start.updates=1", "optim.student.updates=1")

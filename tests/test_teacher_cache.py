@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from amd_lightning import results, teacher_cache
+from amd_lightning import teacher_cache
 from amd_lightning.cache import key_of
 from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.horizon import Horizon
 from amd_lightning.objectives.divergences import DIVERGENCES
-from amd_lightning.outcome import Outcome
 from amd_lightning.policies import Policy
 from amd_lightning.replay import ReplayBuffer
 from amd_lightning.rollouts import HfSampler, collect
+from amd_lightning.running import results
+from amd_lightning.running.outcome import Outcome
 from amd_lightning.teacher_cache import attach, truncation, with_teacher, write_down
 from amd_lightning.types import Batch, PromptBatch, Rollout
 from tests.helpers import PAD, VOCABULARY, prompts, t5, tiny_run, tokenised

@@ -12,7 +12,7 @@ from amd_lightning.data.examples import Example, Limits
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.spec import ModelSpec, Task
 from amd_lightning.text import Text, prepare_text
-from amd_lightning.training import StageSpec
+from amd_lightning.training.fitting import StageSpec
 
 OPTIMISATION = Optimisation(1e-3, (0.9, 0.99), 0.0, 1.0, "constant", 0, 0.0)
 TEACHER = ModelSpec(None, None, "float32", {"family": "t5"}, StageSpec(1, 1, 1, OPTIMISATION))

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from amd_lightning import results, tracking
-from amd_lightning.description import without_secrets
-from amd_lightning.loggers import WandbSettings, finish, wandb_logger
-from amd_lightning.tracking import StageLines
-from amd_lightning.training import quiet_libraries
+from amd_lightning.running import results
+from amd_lightning.running.description import without_secrets
+from amd_lightning.training import tracking
+from amd_lightning.training.fitting import quiet_libraries
+from amd_lightning.training.loggers import WandbSettings, finish, wandb_logger
+from amd_lightning.training.tracking import StageLines
 from tests.helpers import tiny_run
 from tests.wandb_files import records
 
@@ -144,7 +145,7 @@ def test_about_ten_lines_a_stage(caplog: pytest.LogCaptureFixture, monkeypatch: 
     monkeypatch.setattr(tracking, "DistillationModule", Module)
     lines = StageLines("distil")
     trainer: Any = SimpleNamespace()
-    with caplog.at_level(logging.INFO, logger="amd_lightning.tracking"):
+    with caplog.at_level(logging.INFO, logger="amd_lightning.training.tracking"):
         for update in range(1, 26):
             module: Any = Module(update)
             lines.on_train_batch_end(trainer, module, None, None, update - 1)

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from amd_lightning import training_state
-from amd_lightning.distillation import Distilled, distil
 from amd_lightning.evaluation.harness import Evaluation
-from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.replay import ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.stopping import Stopping
-from amd_lightning.training import StageSpec, TrainerSpec
-from amd_lightning.training_state import load
+from amd_lightning.training import state as training_state
+from amd_lightning.training.distillation import Distilled, distil
+from amd_lightning.training.fitting import StageSpec, TrainerSpec
+from amd_lightning.training.metrics_file import Writer
+from amd_lightning.training.state import load
+from amd_lightning.training.stopping import Stopping
 from tests.helpers import PAD, t5, tokenised
 from tests.modules.harness import CONSTANT, module
 

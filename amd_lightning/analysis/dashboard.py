@@ -1,7 +1,7 @@
 """What a W&B project's dashboard and report show, as plain values: sections, panels, and the keys they read.
 
-The keys are those that runs log (`modules/diagnostics.py`, `evaluation/harness.py`, `loggers.py`); a test
-compares the finished specification with what real runs left behind.
+The keys are those that runs log (`modules/diagnostics.py`, `evaluation/harness.py`, `training/loggers.py`); a
+test compares the finished specification with what real runs left behind.
 """
 
 from typing import NamedTuple

@@ -17,7 +17,7 @@ from amd_lightning.analysis.figures import BLACK, BLUE
 from amd_lightning.analysis.runs import DISTANCE_NAMES, number, read_results
 from amd_lightning.analysis.tables import NONE
 from amd_lightning.metric_direction import rises
-from amd_lightning.sweep_index import Row, Status
+from amd_lightning.sweeps.index import Row, Status
 
 COLOURS: Colormap = LinearSegmentedColormap.from_list("levels", ["#FFFFFF", BLUE])
 """White to Okabe and Ito's blue: lightness alone tells levels apart, in grey print too. Blue is

@@ -77,7 +77,7 @@ def prepare() -> None:
     from amd_lightning.modules.adversarial import AdversarialModule
     from amd_lightning.modules.base import DistillationModule
     from amd_lightning.rollouts import HfSampler
-    from amd_lightning.tracking import LastCheckpoint, Validate
+    from amd_lightning.training.tracking import LastCheckpoint, Validate
 
     torch.set_num_threads(1)
     watched(HfSampler, "__call__", "generation")
@@ -135,7 +135,7 @@ def left(folder: Path) -> tuple[bytes, list[dict[str, str]], Any]:
 
 def newest_update(folder: Path) -> str:
     """Of the checkpoint that the next attempt goes on from."""
-    from amd_lightning.training_state import newest
+    from amd_lightning.training.state import newest
 
     found = newest(folder / "checkpoints")
     return "none" if found is None else str(found[1]["progress"]["update"])

@@ -33,7 +33,7 @@ from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.support import full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.training import StageSpec, TrainerSpec, fit, quiet_libraries
+from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit, quiet_libraries
 
 STUDENT = 320  # width
 PROMPTS, LENGTH, STEPS, RANK = 16, 64, 3, 64

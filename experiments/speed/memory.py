@@ -32,7 +32,7 @@ from transformers import (
 
 from amd_lightning.critics import ClosedFormCritic, CriticHead, CriticPair, QCritic, ResidualCritic
 from amd_lightning.data.examples import Example, TokenisedExample
-from amd_lightning.families import policy_for
+from amd_lightning.models.families import policy_for
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.divergence import DivergenceModule
@@ -43,7 +43,7 @@ from amd_lightning.planning.memory import Critics, Memory, Workload, memory
 from amd_lightning.planning.shapes import shape_of
 from amd_lightning.policies import Policy
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.training import StageSpec, TrainerSpec, fit, quiet_libraries
+from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit, quiet_libraries
 
 RANK, STEPS = 64, 2
 USUAL = {

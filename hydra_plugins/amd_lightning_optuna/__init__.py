@@ -1,6 +1,6 @@
 """The sweeper of `+sweep=optuna`, where Hydra takes plugins from."""
 
-from amd_lightning.search import Search
+from amd_lightning.sweeps.search import Search
 
 __all__ = ["OptunaSweeper"]
 

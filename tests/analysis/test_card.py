@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from amd_lightning import results
 from amd_lightning.analysis.card import HUB_IDS, LICENCES, model_card
 from amd_lightning.data.examples import PromptTemplate
+from amd_lightning.running import results
 from tests.helpers import tiny_run
 
 LLAMAS = tuple(f"pair.{who}.architecture.family=llama" for who in ("teacher", "student"))

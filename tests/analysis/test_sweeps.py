@@ -11,7 +11,7 @@ from rich.console import Console
 from amd_lightning.analysis.compare.measures import KNOWN
 from amd_lightning.analysis.sweeps import collected, draw_heat_map, heat_map, sweep_table
 from amd_lightning.metric_direction import rises
-from amd_lightning.sweep_index import Row, Status
+from amd_lightning.sweeps.index import Row, Status
 
 
 def grid(folder: Path) -> list[Row]:

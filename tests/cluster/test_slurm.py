@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from amd_lightning.sweep_index import INDEX, Row, Status, SweepIndex
+from amd_lightning.sweeps.index import INDEX, Row, Status, SweepIndex
 from tests.cluster.scheduler import NoSchedulerError, said, slurm, wait_for
 from tests.test_resume_run import outcome
 from tests.test_run import MICRO, in_a_process

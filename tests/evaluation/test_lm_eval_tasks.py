@@ -14,7 +14,7 @@ from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.errors import UserError
 from amd_lightning.evaluation import lm_eval_tasks
 from amd_lightning.evaluation.lm_eval_tasks import LmEvalSettings
-from amd_lightning.models import build_model, save_policy
+from amd_lightning.models.loading import build_model, save_policy
 
 TEXTS = ["Adam meets Kate at noon . Is the question right ? yes no cake or soup Q: A:"]
 SHAPE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_decoder_layers": 1, "dropout_rate": 0.0}

@@ -33,7 +33,7 @@ from amd_lightning.objectives.support import full_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.ranks import whole
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.training import StageSpec, TrainerSpec, fit
+from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit
 from amd_lightning.types import Batch
 from tests.helpers import PAD, VOCABULARY, t5, tokenised
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.rollouts import token_weights
-from amd_lightning.tracking import LastCheckpoint, Validate
+from amd_lightning.training.tracking import LastCheckpoint, Validate
 from amd_lightning.types import Batch
 from tests.helpers import rollout
 from tests.modules.harness import accumulate, module, train

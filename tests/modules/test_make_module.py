@@ -26,7 +26,7 @@ from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.support import full_support, sampled_support, top_k_support
 from amd_lightning.replay import ReplayBuffer, Reuse
 from amd_lightning.rollouts import HfSampler
-from amd_lightning.training import StageSpec
+from amd_lightning.training.fitting import StageSpec
 from tests.helpers import VOCABULARY, t5
 from tests.test_rules import demo
 

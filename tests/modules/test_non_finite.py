@@ -12,7 +12,7 @@ from amd_lightning.errors import NonFiniteError
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.objectives.support import Support
-from amd_lightning.tracking import LastCheckpoint
+from amd_lightning.training.tracking import LastCheckpoint
 from amd_lightning.types import Tokens
 from tests.modules.harness import module, train
 

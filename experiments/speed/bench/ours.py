@@ -18,12 +18,13 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from protocol import Gate
 
-from amd_lightning import conf_dir, distillation
-from amd_lightning.allocator import keep_freed_memory
+from amd_lightning import conf_dir
 from amd_lightning.build import build
 from amd_lightning.cli import validated
 from amd_lightning.pipeline import Pipeline
-from amd_lightning.training import quiet_libraries
+from amd_lightning.running.allocator import keep_freed_memory
+from amd_lightning.training import distillation
+from amd_lightning.training.fitting import quiet_libraries
 
 ENDLESS = 1_000_000
 

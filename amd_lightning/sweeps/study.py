@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amd_lightning.sweep_index import Row, Status
+from amd_lightning.sweeps.index import Row, Status
 
 if TYPE_CHECKING:
     from optuna.study import Study

@@ -1,6 +1,6 @@
 """What a run does with a directory that an earlier one left: begins, goes on, has nothing to do, or refuses.
 
-Here stand the rules of `resume=`; how training comes back from a checkpoint is `training_state.py`.
+Here stand the rules of `resume=`; how training comes back from a checkpoint is `training/state.py`.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import yaml
 from filelock import FileLock, Timeout
 
-from amd_lightning.checkpoint_files import FOLDER, all_last
 from amd_lightning.errors import Interrupted, UserError
-from amd_lightning.preemption import interruption, is_first_process
+from amd_lightning.training.checkpoint_files import FOLDER, all_last
+from amd_lightning.training.preemption import interruption, is_first_process
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from amd_lightning import preemption, ranks
+from amd_lightning import ranks
+from amd_lightning.training import preemption
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

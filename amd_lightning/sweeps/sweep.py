@@ -1,4 +1,4 @@
-"""A sweep from its command line to its summary; `sweep_index.py` keeps account of the points in between."""
+"""A sweep from its command line to its summary; `index.py` keeps account of the points in between."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from amd_lightning import conf_dir, launched, preemption
+from amd_lightning import conf_dir
 from amd_lightning.analysis.runs import read_results
 from amd_lightning.cli import runs_something
 from amd_lightning.errors import ConfigError, UserError
-from amd_lightning.points import composed, parsed, plain_key, points, sweeping
-from amd_lightning.search import SWEEPER, best_point, register
-from amd_lightning.sweep_index import Measured, Row, Status, SweepIndex
+from amd_lightning.sweeps import launched
+from amd_lightning.sweeps.index import Measured, Row, Status, SweepIndex
+from amd_lightning.sweeps.points import composed, parsed, plain_key, points, sweeping
+from amd_lightning.sweeps.search import SWEEPER, best_point, register
+from amd_lightning.training import preemption
 
 RESUME = "sweep_resume"
 OF_THE_SWEEP = ("sweep", "cluster")

@@ -150,7 +150,10 @@ def _started(rank: int, size: int, port: int, job: bytes) -> subprocess.Popen[by
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "amd_lightning.launching"], stdin=subprocess.PIPE, stdout=2, env=environment
+        [sys.executable, "-m", "amd_lightning.running.launching"],
+        stdin=subprocess.PIPE,
+        stdout=2,
+        env=environment,
     )
     assert process.stdin is not None
     process.stdin.write(len(job).to_bytes(8) + job)

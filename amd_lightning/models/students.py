@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from amd_lightning.adapters import is_tied
 from amd_lightning.errors import ModelError
+from amd_lightning.models.adapters import is_tied
 
 DEPTHS = {
     "encoder": ("encoder_layers", "num_layers"),

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from amd_lightning.resume import LOCK
+from amd_lightning.running.resume import LOCK
 
 OWN_FILES = ("config.yaml", "run.log", LOCK)
 """What a run writes before its first stage."""

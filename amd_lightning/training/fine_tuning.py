@@ -11,13 +11,13 @@ from pathlib import Path
 
 from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.errors import CheckpointError, NonFiniteError
-from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
-from amd_lightning.preemption import interruption
-from amd_lightning.stopping import Stopping
-from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates
-from amd_lightning.training import StageSpec, TrainerSpec, fit
-from amd_lightning.training_state import Checkpoint, Remembered, Restore, newest, remembered_in, restore
+from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit
+from amd_lightning.training.metrics_file import csv_logger
+from amd_lightning.training.preemption import interruption
+from amd_lightning.training.state import Checkpoint, Remembered, Restore, newest, remembered_in, restore
+from amd_lightning.training.stopping import Stopping
+from amd_lightning.training.tracking import LastCheckpoint, StopBetweenUpdates
 
 log = logging.getLogger(__name__)
 

@@ -9,21 +9,19 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from amd_lightning import ranks
-from amd_lightning.checkpoint_files import FOLDER
 from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.errors import Pruned
 from amd_lightning.evaluation.harness import Evaluation
-from amd_lightning.loggers import close, show_validation
-from amd_lightning.metrics_file import csv_logger
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
-from amd_lightning.preemption import interruption
-from amd_lightning.profiling import Profile
 from amd_lightning.spec import RunSpec
-from amd_lightning.stopping import Stopping
-from amd_lightning.tracking import LastCheckpoint, StopBetweenUpdates, Validate
-from amd_lightning.training import fit, seed_for
-from amd_lightning.training_state import (
+from amd_lightning.training.checkpoint_files import FOLDER
+from amd_lightning.training.fitting import fit, seed_for
+from amd_lightning.training.loggers import close, show_validation
+from amd_lightning.training.metrics_file import csv_logger
+from amd_lightning.training.preemption import interruption
+from amd_lightning.training.profiling import Profile
+from amd_lightning.training.state import (
     Checkpoint,
     Remembered,
     Restore,
@@ -32,6 +30,8 @@ from amd_lightning.training_state import (
     remembered_in,
     restore,
 )
+from amd_lightning.training.stopping import Stopping
+from amd_lightning.training.tracking import LastCheckpoint, StopBetweenUpdates, Validate
 
 log = logging.getLogger(__name__)
 

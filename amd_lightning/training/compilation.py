@@ -25,5 +25,5 @@ def bodies(policy: Policy) -> list[nn.Module]:
     """The model without its head: encoder and decoder, or the one stack."""
     model = policy.model
     if model.config.is_encoder_decoder:
-        return [model.get_encoder(), model.get_decoder()]  # type: ignore[list-item]
+        return [model.get_encoder(), model.get_decoder()]
     return [model.base_model]

@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from amd_lightning import adapters
 from amd_lightning.data.sources import DEMO, hub_reachable
 from amd_lightning.errors import HubUnreachableError, ModelError
+from amd_lightning.models import adapters
 
 log = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")

@@ -21,8 +21,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from amd_lightning import ranks
-from amd_lightning.checkpoint_files import all_last
 from amd_lightning.errors import CheckpointError
+from amd_lightning.training.checkpoint_files import all_last
 
 log = logging.getLogger(__name__)
 

@@ -10,21 +10,21 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from amd_lightning import preemption
-from amd_lightning.allocator import keep_freed_memory
 from amd_lightning.config.choices import Source
 from amd_lightning.config.schema import RunConfig
-from amd_lightning.description import describe, without_secrets
 from amd_lightning.errors import Interrupted, Pruned, UserError
-from amd_lightning.launching import joined_outside, others_started, outside
-from amd_lightning.resume import Start, going_on, held, how_to_go_on, start, unfinished_beside
-from amd_lightning.run_directory import remove_if_nothing_ran, replace
-from amd_lightning.stopping import Stopping
-from amd_lightning.study import Report
+from amd_lightning.running.allocator import keep_freed_memory
+from amd_lightning.running.description import describe, without_secrets
+from amd_lightning.running.directory import remove_if_nothing_ran, replace
+from amd_lightning.running.launching import joined_outside, others_started, outside
+from amd_lightning.running.resume import Start, going_on, held, how_to_go_on, start, unfinished_beside
+from amd_lightning.sweeps.study import Report
+from amd_lightning.training import preemption
+from amd_lightning.training.stopping import Stopping
 
 log = logging.getLogger("amd_lightning")
 
-OTHERS = "amd_lightning.one_run:work_with_rank_0"
+OTHERS = "amd_lightning.running.one_run:work_with_rank_0"
 """What the other processes of a run on several devices do."""
 
 NO_DIRECTORY = "the run's directory cannot be used ({}); set hydra.run.dir=DIR or hydra.sweep.dir=DIR"
@@ -131,10 +131,10 @@ def _run(
     from amd_lightning.analysis.figures import draw_curves, draw_models
     from amd_lightning.analysis.tables import models_table, sets_table
     from amd_lightning.build import build
-    from amd_lightning.loggers import finish
     from amd_lightning.pipeline import Pipeline
-    from amd_lightning.results import assemble, write
-    from amd_lightning.training import quiet_libraries
+    from amd_lightning.running.results import assemble, write
+    from amd_lightning.training.fitting import quiet_libraries
+    from amd_lightning.training.loggers import finish
 
     _say_what_it_is(config)
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
@@ -195,7 +195,7 @@ def work_with_rank_0(config: RunConfig) -> None:
     from amd_lightning import ranks
     from amd_lightning.build import build
     from amd_lightning.pipeline import Pipeline
-    from amd_lightning.training import quiet_libraries
+    from amd_lightning.training.fitting import quiet_libraries
 
     keep_freed_memory()
     if config.trainer.threads is not None:

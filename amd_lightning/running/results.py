@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from amd_lightning import __version__
-from amd_lightning.outcome import Outcome
+from amd_lightning.running.outcome import Outcome
 
 MODELS = ("teacher", "student_start", "student")
 STAGE_OF = {"teacher": "teacher", "student_start": "student_start", "student": "distil"}

@@ -18,9 +18,9 @@ from amd_lightning.data.datamodule import DistillationDataModule
 from amd_lightning.data.examples import TokenisedExample
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.optim import Optimisation
-from amd_lightning.strategies import trainer_options
-from amd_lightning.tracking import StageBar, StageLines
-from amd_lightning.training_state import SyncedFile
+from amd_lightning.training.state import SyncedFile
+from amd_lightning.training.strategies import trainer_options
+from amd_lightning.training.tracking import StageBar, StageLines
 
 
 class StageSpec(NamedTuple):

@@ -1,6 +1,6 @@
 """`+sweep=optuna`: a sweep whose points an Optuna study proposes, one batch after another.
 
-Everything else is as in any sweep: a point is a run, `sweep_index.py` keeps account, a launcher says where
+Everything else is as in any sweep: a point is a run, `index.py` keeps account, a launcher says where
 points run, `sweep_resume=DIR` goes on.
 """
 
@@ -22,9 +22,17 @@ from omegaconf import DictConfig
 
 from amd_lightning.analysis.runs import read_results
 from amd_lightning.metric_direction import rises
-from amd_lightning.points import parsed
-from amd_lightning.study import Report, has_study, open_trials, overrides_of, reporting, settle, study_in
-from amd_lightning.sweep_index import Row, Status, SweepIndex
+from amd_lightning.sweeps.index import Row, Status, SweepIndex
+from amd_lightning.sweeps.points import parsed
+from amd_lightning.sweeps.study import (
+    Report,
+    has_study,
+    open_trials,
+    overrides_of,
+    reporting,
+    settle,
+    study_in,
+)
 
 SWEEPER = "amd_lightning_optuna"
 

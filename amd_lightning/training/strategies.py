@@ -23,7 +23,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from amd_lightning import ranks
-from amd_lightning.sharding import shard_critics, shard_policy, spread_like
+from amd_lightning.training.sharding import shard_critics, shard_policy, spread_like
 
 
 class Joined(ClusterEnvironment):

@@ -21,17 +21,17 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from amd_lightning import adapters
 from amd_lightning.cache import directory_digest
-from amd_lightning.checkpoints import (
+from amd_lightning.errors import ModelError
+from amd_lightning.models import adapters
+from amd_lightning.models.families import policy_for
+from amd_lightning.models.initialisation import imitate_trained_attention
+from amd_lightning.models.locating import (
     adapter_folder,
     from_folder_or_hub,
     require_tokenizer_file,
     without_bars,
 )
-from amd_lightning.errors import ModelError
-from amd_lightning.families import policy_for
-from amd_lightning.initialisation import imitate_trained_attention
 from amd_lightning.policies import Policy
 
 

@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from rich.progress import BarColumn, TimeRemainingColumn
 
-from amd_lightning import checkpoint_files, ranks
+from amd_lightning import ranks
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.metric_direction import rises
-from amd_lightning.metrics_file import Writer
 from amd_lightning.modules.base import DistillationModule
-from amd_lightning.stopping import Stopping
-from amd_lightning.training_state import Remembered, add_state
+from amd_lightning.training import checkpoint_files
+from amd_lightning.training.metrics_file import Writer
+from amd_lightning.training.state import Remembered, add_state
+from amd_lightning.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
