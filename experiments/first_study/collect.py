@@ -50,7 +50,8 @@ STYLES: tuple[dict[str, Any], ...] = (
 )
 
 COLUMNS = (
-    "task", "method", "beta", "learning_rate", "seed", "regime", "updates", "seconds", "split", "metric", "value",
+    "task", "method", "beta", "learning_rate", "seed", "regime", "updates", "seconds",
+    "split", "metric", "value",
 )  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def overview(found: dict[str, Comparison]) -> Figure:
                 colour = BLUE if method.label.startswith("amm") else BLACK
                 half = 0.0 if cell.low is None or cell.high is None else 0.5 * (cell.high - cell.low)
                 axis.errorbar(cell.mean, place, xerr=half, fmt="o", markersize=3.5, color=colour, linewidth=1)
-            teacher, before = one.levels.get(metric, (None, None))
+            teacher, _ = one.levels.get(metric, (None, None))
             if teacher is not None and metric not in ("tv_on", "kl_off"):
                 axis.axvline(teacher, color=VERMILLION, linestyle="--", linewidth=0.8)
             axis.set_title(f"{task}: {measure_of(metric).arrow}", fontsize=8)

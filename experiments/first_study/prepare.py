@@ -4,8 +4,8 @@
 
 DATA holds the sets as published: multi30k/{train,valid,test_2016_flickr}.jsonl (en, de), samsum/{train,valid,
 test}.jsonl, dolly/{train,valid,test}.jsonl (MiniLLM's split), strategyqa/{train,dev}.jsonl and
-split_fine_tune_cot.json. No split is cut anew but for StrategyQA, whose test answers are not public: there it is
-that of Fine-tune-CoT (Ho et al. 2023), with the last tenth of its training rows for validation.
+split_fine_tune_cot.json. No split is cut anew but for StrategyQA, whose test answers are not public: there
+it is that of Fine-tune-CoT (Ho et al. 2023), with the last tenth of its training rows for validation.
 """
 
 import json
