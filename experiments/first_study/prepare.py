@@ -50,7 +50,10 @@ def strategyqa(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def facts_given(row: dict[str, Any]) -> dict[str, Any]:
     """The facts stand before the question and not in the response, which is the answer alone."""
-    return row | {"question": " ".join([*row["facts"], row["question"]]), "facts": []}
+    facts = [
+        fact if fact.rstrip().endswith((".", "!", "?")) else f"{fact.rstrip()}." for fact in row["facts"]
+    ]
+    return row | {"question": " ".join([*facts, row["question"]]), "facts": []}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
