@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "gkd": ("objective=gkd",),
     "distillm": ("objective=distillm",),
     "tv": ("objective=fdistill_tv",),
+    "rkl_mixed": ("objective.distance=rkl", "objective.beta=0.5"),
     "amm_beta0": ("objective=amm", "objective.beta=0"),
     "amm_beta.25": ("objective=amm", "objective.beta=0.25"),
     "amm_beta.5": ("objective=amm", "objective.beta=0.5"),
@@ -51,7 +52,7 @@ LEARNING_RATES: dict[str, tuple[float, ...]] = {
 """Every method chooses among these on the validation split, with the first seed; in the order of trying."""
 
 OF_PRETRAINED = (
-    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "amm_beta.5", "amm_beta1", "amm_closed_form.25"
+    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "rkl_mixed", "amm_beta.5", "amm_beta1", "amm_closed_form.25"
 )  # fmt: skip
 METHODS_OF = {"strategyqa": OF_PRETRAINED, "dolly": OF_PRETRAINED}
 """Where the pretrained teacher's passes make a run long: not all of METHODS."""
