@@ -52,7 +52,8 @@ LEARNING_RATES: dict[str, tuple[float, ...]] = {
 """Every method chooses among these on the validation split, with the first seed; in the order of trying."""
 
 OF_PRETRAINED = (
-    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "rkl_mixed", "amm_beta.5", "amm_beta1", "amm_closed_form.25"
+    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "rkl_mixed",
+    "amm_beta.5", "amm_beta1", "amm_closed_form.25",
 )  # fmt: skip
 METHODS_OF = {"strategyqa": OF_PRETRAINED, "dolly": OF_PRETRAINED}
 """Where the pretrained teacher's passes make a run long: not all of METHODS."""
