@@ -1,0 +1,214 @@
+"""The first study: which runs it is made of, in which order, and running what is missing.
+
+    python experiments/first_study/study.py run --data DIR --out runs/first_study --workers 2
+    python experiments/first_study/study.py status --out runs/first_study
+
+DIR holds one directory a task (README.md). Every run is `python -m amd_lightning.run` with the overrides
+that `command` adds; a run that stopped goes on where it stopped, one that is finished is left alone.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TASKS = ("multi30k", "samsum", "strategyqa", "dolly")
+"""Of conf/experiment/first_study, in the order in which they are run."""
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "sft": ("objective=sft",),
+    "seqkd": ("objective=seqkd",),
+    "kd": ("objective=kd",),
+    "imitkd": ("objective=imitkd",),
+    "minillm": ("objective=minillm",),
+    "gkd": ("objective=gkd",),
+    "distillm": ("objective=distillm",),
+    "tv": ("objective=fdistill_tv",),
+    "rkl_mixed": ("objective.distance=rkl", "objective.beta=0.5"),
+    "amm_beta0": ("objective=amm", "objective.beta=0"),
+    "amm_beta.25": ("objective=amm", "objective.beta=0.25"),
+    "amm_beta.5": ("objective=amm", "objective.beta=0.5"),
+    "amm_beta.75": ("objective=amm", "objective.beta=0.75"),
+    "amm_beta1": ("objective=amm", "objective.beta=1"),
+    "amm_learned": ("objective=amm", "critic=learned"),
+    "amm_closed_form.1": ("objective=amm_closed_form", "critic.alpha=0.1"),
+    "amm_closed_form.25": ("objective=amm_closed_form", "critic.alpha=0.25"),
+    "amm_closed_form.5": ("objective=amm_closed_form", "critic.alpha=0.5"),
+}
+"""Name -> what it adds to the task's experiment. The residual critic where none is named."""
+
+LEARNING_RATES: dict[str, tuple[float, ...]] = {
+    "multi30k": (1e-3, 3e-3, 3e-4),
+    "samsum": (1e-3, 3e-3, 3e-4),
+    "strategyqa": (5e-4, 1e-3),
+    "dolly": (5e-4, 1e-3),
+}
+"""Every method chooses among these on the validation split, with the first seed; in the order of trying."""
+
+OF_PRETRAINED = (
+    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "rkl_mixed",
+    "amm_beta.5", "amm_beta1", "amm_closed_form.25",
+)  # fmt: skip
+METHODS_OF = {"strategyqa": OF_PRETRAINED, "dolly": OF_PRETRAINED}
+"""Where the pretrained teacher's passes make a run long: not all of METHODS."""
+
+CRITICS = ("amm_beta", "amm_learned")
+"""Methods whose critics learn, at three times the student's learning rate (the project's default ratio)."""
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the study."""
+
+    task: str
+    method: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def place(self) -> str:
+        """Its directory, below the study's."""
+        return f"{self.task}/{self.method}/lr{self.learning_rate:g}/seed{self.seed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("run", "status"))
+    parser.add_argument("--data", type=Path, help="directory with one directory a task")
+    parser.add_argument("--out", type=Path, default=Path("runs/first_study"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
+    options = parser.parse_args(arguments)
+    if options.what == "status":
+        show(options)
+        return 0
+    if options.data is None:
+        parser.error("run needs --data DIR")
+    return run(options)
+
+
+# -- what there is to do --------------------------------------------------------------------------
+
+
+def points(options: argparse.Namespace) -> Iterator[Point]:
+    """All runs known so far, task by task: learning rates on the first seed, then the chosen one on others.
+
+    A method's further seeds are known once its first seed has run at every learning rate.
+    """
+    first, *others = options.seeds
+    for task in options.tasks:
+        for rate in LEARNING_RATES[task]:
+            yield from (Point(task, method, rate, first) for method in methods_of(task, options))
+        for seed in others:
+            for method in methods_of(task, options):
+                best = chosen(options.out, task, method, first)
+                if best is not None:
+                    yield Point(task, method, best, seed)
+
+
+def methods_of(task: str, options: argparse.Namespace) -> list[str]:
+    """The methods of a task, or those of them that the command line asks for."""
+    known = METHODS_OF.get(task, tuple(METHODS))
+    return [method for method in known if not options.methods or method in options.methods]
+
+
+def chosen(out: Path, task: str, method: str, seed: int) -> float | None:
+    """The learning rate whose run of `seed` is best on the validation split; None before all have run."""
+    scores = {}
+    for rate in LEARNING_RATES[task]:
+        results = finished(out / Point(task, method, rate, seed).place)
+        if results is None:
+            return None
+        scores[rate] = results["validation"][metric_of(results)]
+    return max(LEARNING_RATES[task], key=lambda rate: scores[rate])
+
+
+def metric_of(results: dict[str, Any]) -> str:
+    """The metric of sampled responses that a task's learning rates are chosen by."""
+    return {"iwslt": "sampled_bleu", "strategyqa": "sampled_accuracy"}.get(results["task"], "sampled_rouge_l")
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """results.json of a run that came to its end."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+# -- doing it -------------------------------------------------------------------------------------
+
+
+def command(point: Point, options: argparse.Namespace) -> list[str]:
+    """The command of a run."""
+    overrides = [*METHODS[point.method], f"seed={point.seed}"]
+    overrides.append(f"optim.student.learning_rate={point.learning_rate:g}")
+    if point.method.startswith(CRITICS):
+        overrides.append(f"optim.critic.learning_rate={3 * point.learning_rate:g}")
+    return [
+        sys.executable, "-m", "amd_lightning.run", f"+experiment=first_study/{point.task}", *overrides,
+        f"data.path={options.data / point.task}", "logger=csv", "trainer.progress=lines",
+        f"hydra.run.dir={options.out / point.place}",
+    ]  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is missing, `workers` at a time; the number of runs that failed."""
+    began, lock = time.monotonic(), threading.Lock()
+    taken: set[Point] = set()
+    failed: list[Point] = []
+
+    def following() -> Point | None:
+        with lock:
+            if time.monotonic() - began > 3600 * options.hours:
+                return None
+            for point in points(options):
+                if point not in taken and finished(options.out / point.place) is None:
+                    taken.add(point)
+                    return point
+            return None
+
+    def work() -> None:
+        while (point := following()) is not None:
+            folder = options.out / point.place
+            folder.mkdir(parents=True, exist_ok=True)
+            start = time.monotonic()
+            with (folder / "console.log").open("a", encoding="utf-8") as log:
+                code = subprocess.run(command(point, options), stdout=log, stderr=log, check=False).returncode
+            if code or finished(folder) is None:
+                failed.append(point)
+            said = "failed, see console.log" if point in failed else "finished"
+            print(f"{point.place}: {said} after {time.monotonic() - start:.0f} s", flush=True)
+
+    workers = [threading.Thread(target=work) for _ in range(options.workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return len(failed)
+
+
+def show(options: argparse.Namespace) -> None:
+    """How many runs of each task are finished, and what has been chosen."""
+    for task in options.tasks:
+        methods = methods_of(task, options)
+        rates = {method: chosen(options.out, task, method, options.seeds[0]) for method in methods}
+        wanted = len(methods) * (len(LEARNING_RATES[task]) + len(options.seeds) - 1)
+        done = sum(1 for _ in (options.out / task).glob("*/*/*/results.json"))
+        print(
+            f"{task}: {done} of {wanted} runs; learning rates " + str({m: r for m, r in rates.items() if r})
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

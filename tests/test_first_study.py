@@ -1,0 +1,60 @@
+"""The study's runs: each composes, learning rates are chosen by validation alone, and runs come in order."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from amd_lightning import conf_dir
+from amd_lightning.cli import validated
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments" / "first_study"))
+import prepare  # noqa: E402
+import study  # noqa: E402
+
+
+def options(out: Path, **changes: Any) -> argparse.Namespace:
+    asked = {"out": out, "data": Path("data"), "tasks": ["multi30k"], "methods": None, "seeds": [0, 1, 2]}
+    return argparse.Namespace(**(asked | changes))
+
+
+def finish(out: Path, point: study.Point, score: float, test: float = 0.0) -> None:
+    folder = out / point.place
+    folder.mkdir(parents=True)
+    results = {"task": "iwslt", "validation": {"sampled_bleu": score}, "student": {"sampled_bleu": test}}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize("task", study.TASKS)
+def test_every_method_of_every_task_composes(task: str, tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    for method in study.methods_of(task, asked):
+        point = study.Point(task, method, study.LEARNING_RATES[task][0], 0)
+        overrides = study.command(point, asked)[3:]
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = compose("config", overrides=["output_dir=.", *overrides])
+            config = validated(composed, overrides, refuse_ignored=True)
+        assert config.optim.student.learning_rate == point.learning_rate
+        assert config.data.source == "files"
+
+
+def test_the_first_seed_tries_every_rate_and_the_others_the_chosen_one(tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["kd"])
+    grid = list(study.points(asked))
+    assert [(point.learning_rate, point.seed) for point in grid] == [(1e-3, 0), (3e-3, 0), (3e-4, 0)]
+    for point, score, test in zip(grid, (20.0, 22.0, 21.0), (9.0, 1.0, 9.0), strict=True):
+        finish(tmp_path, point, score, test)
+    assert [(point.learning_rate, point.seed) for point in study.points(asked)][3:] == [(3e-3, 1), (3e-3, 2)]
+
+
+def test_facts_stand_in_the_question_and_not_in_the_response() -> None:
+    row = {"qid": "1", "facts": ["Ice is cold", "Fire is hot."], "question": "Is ice hot?", "answer": False}
+    given = prepare.facts_given(row)
+    assert given["question"] == "Ice is cold. Fire is hot. Is ice hot?"
+    assert given["facts"] == []
+    assert given["answer"] is False
