@@ -112,7 +112,7 @@ def heat_map(cells: Cells, metric: str) -> Figure:
     image = axis.imshow(means, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
     for place, row in enumerate(means):
         for column, value in enumerate(row):
-            dark = math.isfinite(value) and abs(value - limits[not more]) > 0.6 * (high - low)
+            dark = math.isfinite(value) and abs(value - limits[not more]) > 0.85 * (high - low)
             text = number(value, 3) if math.isfinite(value) else NONE
             axis.text(
                 column, place, text, ha="center", va="center", fontsize=9, color="white" if dark else BLACK
