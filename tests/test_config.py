@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -134,16 +134,21 @@ OF_HYDRA = ("sweep", "cluster")
 OPTION_FILES = [path for path in FILES if path.parent != conf_dir() and path.parent.name not in OF_HYDRA]
 
 
-def content_of(group: str, option: str) -> dict[str, Any]:
-    """A file's values, and those of the options that it chooses (for the task that is chosen by default)."""
+def content_of(group: str, option: str, chosen_above: Collection[str] = ()) -> dict[str, Any]:
+    """A file's values, and those of the options that it chooses (for the task that is chosen by default), but
+    for the groups in which a file that chose it has chosen already."""
     content = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
     assert isinstance(content, dict)
-    for default in content.pop("defaults", []):
-        own = {group: default} if isinstance(default, str) else default
-        for key, chosen in own.items():
+    defaults = content.pop("defaults", [])
+    own = [{group: default} if isinstance(default, str) else default for default in defaults]
+    groups = {key.removeprefix("override /") for default in own for key in default}
+    for default in own:
+        for key, chosen in default.items():
             other = key.removeprefix("override /")
+            if other in chosen_above:
+                continue
             chosen = chosen.replace("${data}", "samsum")
-            expected = content_of(other, chosen)
+            expected = content_of(other, chosen, {*chosen_above, *groups})
             at_root = "@package _global_" in (conf_dir() / other / f"{chosen}.yaml").read_text()
             if other != group and not at_root:
                 expected = {other: expected}
@@ -155,10 +160,10 @@ def content_of(group: str, option: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", OPTION_FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_choosing_a_file_gives_every_value_in_it(path: Path) -> None:
-    group = path.parent.name
+    group, _, option = path.relative_to(conf_dir()).with_suffix("").as_posix().partition("/")
     plus = "+" if group in ("experiment", "recipe", "sweep") else ""
-    config = composed(f"{plus}{group}={path.stem}")
-    content = content_of(group, path.stem)
+    config = composed(f"{plus}{group}={option}")
+    content = content_of(group, option)
     at_root = "@package _global_" in path.read_text(encoding="utf-8")
     for key, value in leaves(content if at_root else {group: content}):
         if not (isinstance(value, str) and "${" in value):

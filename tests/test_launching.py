@@ -85,7 +85,7 @@ def test_a_run_that_is_given_up_is_nobodys_death(tmp_path: Path) -> None:
 def test_a_rank_that_dies_ends_one_that_never_looks(tmp_path: Path) -> None:
     """An exchange that hangs, as NCCL's may, is ended by force after a while."""
     script = (
-        "import time; from amd_lightning import launching; launching.GRACE_S = 1.0\n"
+        "import time; from amd_lightning.running import launching; launching.GRACE_S = 1.0\n"
         "with launching.others_started(2, False, 'tests.ranks_work:fails'): time.sleep(1000.0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
