@@ -43,13 +43,25 @@ def test_every_method_of_every_task_composes(task: str, tmp_path: Path) -> None:
         assert config.data.source == "files"
 
 
-def test_the_first_seed_tries_every_rate_and_the_others_the_chosen_one(tmp_path: Path) -> None:
+def test_the_first_seed_climbs_the_grid_and_the_others_run_at_its_choice(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"])
     grid = list(study.points(asked))
-    assert [(point.learning_rate, point.seed) for point in grid] == [(1e-3, 0), (3e-3, 0), (3e-4, 0)]
-    for point, score, test in zip(grid, (20.0, 22.0, 21.0), (9.0, 1.0, 9.0), strict=True):
+    assert [(point.learning_rate, point.seed) for point in grid] == [(1e-3, 0), (3e-3, 0)]
+    for point, score, test in zip(grid, (20.0, 22.0), (9.0, 1.0), strict=True):
         finish(tmp_path, point, score, test)
+    more = list(study.points(asked))
+    assert [(point.learning_rate, point.seed) for point in more] == [(1e-3, 0), (3e-3, 0), (1e-2, 0)]
+    assert study.chosen(tmp_path, "multi30k", "kd", 0) is None
+    finish(tmp_path, more[-1], 21.0, 9.0)
     assert [(point.learning_rate, point.seed) for point in study.points(asked)][3:] == [(3e-3, 1), (3e-3, 2)]
+
+
+def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["kd"], seeds=[0])
+    for rate, score in ((1e-3, 20.0), (3e-3, 19.0), (3e-4, 21.0)):
+        finish(tmp_path, study.Point("multi30k", "kd", rate, 0), score)
+    assert study.chosen(tmp_path, "multi30k", "kd", 0) == 3e-4
+    assert [point.learning_rate for point in study.points(asked)] == [1e-3, 3e-3, 3e-4]
 
 
 def test_facts_stand_in_the_question_and_not_in_the_response() -> None:

@@ -44,12 +44,13 @@ METHODS: dict[str, tuple[str, ...]] = {
 """Name -> what it adds to the task's experiment. The residual critic where none is named."""
 
 LEARNING_RATES: dict[str, tuple[float, ...]] = {
-    "multi30k": (1e-3, 3e-3, 3e-4),
-    "samsum": (1e-3, 3e-3, 3e-4),
-    "strategyqa": (5e-4, 1e-3),
-    "dolly": (5e-4, 1e-3),
+    "multi30k": (3e-4, 1e-3, 3e-3, 1e-2),
+    "samsum": (3e-4, 1e-3, 3e-3, 1e-2),
+    "strategyqa": (2e-4, 5e-4, 1e-3, 2e-3),
+    "dolly": (2e-4, 5e-4, 1e-3, 2e-3),
 }
-"""Every method chooses among these on the validation split, with the first seed; in the order of trying."""
+"""Every method chooses among these on the validation split, with the first seed: it runs at the two in the
+middle, and then at whatever stands beside the best so far."""
 
 OF_PRETRAINED = (
     "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "rkl_mixed",
@@ -105,14 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def points(options: argparse.Namespace) -> Iterator[Point]:
     """All runs known so far, task by task: learning rates on the first seed, then the chosen one on others.
 
-    A method's further seeds are known once its first seed has run at every learning rate.
+    A method's further seeds are known once it has chosen its learning rate.
     """
     first, *others = options.seeds
     for task in options.tasks:
-        for rate in LEARNING_RATES[task]:
-            yield from (Point(task, method, rate, first) for method in methods_of(task, options))
+        methods = methods_of(task, options)
+        tried = {method: rates(options.out, task, method, first) for method in methods}
+        for place in range(len(LEARNING_RATES[task])):
+            for method in methods:
+                if place < len(tried[method]):
+                    yield Point(task, method, tried[method][place], first)
         for seed in others:
-            for method in methods_of(task, options):
+            for method in methods:
                 best = chosen(options.out, task, method, first)
                 if best is not None:
                     yield Point(task, method, best, seed)
@@ -124,15 +129,31 @@ def methods_of(task: str, options: argparse.Namespace) -> list[str]:
     return [method for method in known if not options.methods or method in options.methods]
 
 
+def rates(out: Path, task: str, method: str, seed: int) -> list[float]:
+    """The learning rates that a method has tried with `seed`, or is to try next, in that order."""
+    grid = LEARNING_RATES[task]
+    scores: dict[float, float] = {}
+    asked = list(grid[len(grid) // 2 - 1 :][:2])
+    while asked:
+        for rate in asked:
+            results = finished(out / Point(task, method, rate, seed).place)
+            if results is None:
+                return [*scores, *(rate for rate in asked if rate not in scores)]
+            scores[rate] = results["validation"][metric_of(results)]
+        best = grid.index(max(scores, key=scores.__getitem__))
+        asked = [rate for rate in grid[max(best - 1, 0) : best + 2] if rate not in scores]
+    return list(scores)
+
+
 def chosen(out: Path, task: str, method: str, seed: int) -> float | None:
-    """The learning rate whose run of `seed` is best on the validation split; None before all have run."""
+    """The learning rate whose run of `seed` validates best; None before its neighbours have run."""
     scores = {}
-    for rate in LEARNING_RATES[task]:
+    for rate in rates(out, task, method, seed):
         results = finished(out / Point(task, method, rate, seed).place)
         if results is None:
             return None
         scores[rate] = results["validation"][metric_of(results)]
-    return max(LEARNING_RATES[task], key=lambda rate: scores[rate])
+    return max(scores, key=scores.__getitem__)
 
 
 def metric_of(results: dict[str, Any]) -> str:
@@ -202,11 +223,12 @@ def show(options: argparse.Namespace) -> None:
     """How many runs of each task are finished, and what has been chosen."""
     for task in options.tasks:
         methods = methods_of(task, options)
-        rates = {method: chosen(options.out, task, method, options.seeds[0]) for method in methods}
-        wanted = len(methods) * (len(LEARNING_RATES[task]) + len(options.seeds) - 1)
+        best = {method: chosen(options.out, task, method, options.seeds[0]) for method in methods}
+        wanted = len(methods) * (3 + len(options.seeds) - 1)  # three learning rates, a fourth now and then
         done = sum(1 for _ in (options.out / task).glob("*/*/*/results.json"))
         print(
-            f"{task}: {done} of {wanted} runs; learning rates " + str({m: r for m, r in rates.items() if r})
+            f"{task}: {done} of about {wanted} runs; learning rates "
+            + str({m: r for m, r in best.items() if r})
         )
 
 
