@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
 
 from amd_lightning.backends import VllmBackend, require_vllm
 from amd_lightning.cache import ArtifactCache
@@ -324,10 +323,10 @@ def _critic(critic: CriticConfig, student: Policy, teacher: Policy) -> QCritic:
 
 
 FULL_BELOW = 16
-"""Gathering k rows of a critic's head takes as long as multiplying with about 16 k of them."""
+"""With fewer actions than 16 k, critic steps look at all of them: exact, and cheap."""
 
 
-def _support(critic: CriticConfig, vocabulary_size: int) -> Callable[[Tensor, Tensor], Support]:
+def _support(critic: CriticConfig, vocabulary_size: int) -> Callable[..., Support]:
     actions = critic.actions
     if actions is Actions.auto:
         actions = Actions.full if vocabulary_size < FULL_BELOW * critic.top_k else Actions.top_k

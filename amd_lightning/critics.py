@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_lightning.objectives.moments import closed_form_critic, kernel_critic, log_ratio, sign_critic
+from amd_lightning.objectives.selected import products_at
 from amd_lightning.objectives.support import TAIL, Support
 from amd_lightning.types import Tokens
 
@@ -53,10 +54,9 @@ class CriticHead(nn.Module):
         """The values of some actions alone, 0 at the tail. [N, D_s], [N, D_t], [N, M] -> [N, M]."""
         hidden = self._hidden(student_hidden, teacher_hidden)
         tail = actions == TAIL
-        flat = actions.clamp(min=0).flatten()
-        weight = self.values.weight.index_select(0, flat).unflatten(0, actions.shape)
-        values = torch.bmm(weight, hidden.unsqueeze(-1)).squeeze(-1)
-        values = values + self.values.bias.index_select(0, flat).unflatten(0, actions.shape)
+        asked = actions.clamp(min=0)
+        values = products_at(hidden.to(self.values.weight.dtype), self.values.weight, asked)
+        values = values + self.values.bias.index_select(0, asked.flatten()).unflatten(0, asked.shape)
         return values.masked_fill(tail, 0.0)
 
     def _hidden(self, student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:

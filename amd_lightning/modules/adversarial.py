@@ -28,8 +28,8 @@ class AdversarialModule(DistillationModule):
 
     Args:
         critics: the off- and on-policy critics; nothing is stepped where they have nothing to learn.
-        support: both policies' log-probabilities [n, V] -> the actions that critic steps look at, with
-            the ridge's mixture.
+        support: both policies' log-probabilities [n, V], and `policies`, the probabilities, which it may use
+            up -> the actions that critic steps look at, with the ridge's mixture.
         ridge: the weight of the critics' regulariser, 0 for none.
         critic_optimisation: their optimizer, on a faster time scale than the student's.
         critic_steps_per_update: K.
@@ -42,7 +42,7 @@ class AdversarialModule(DistillationModule):
         teacher: Policy,
         *,
         critics: CriticPair,
-        support: Callable[[Tensor, Tensor], Support],
+        support: Callable[..., Support],
         ridge: float,
         critic_optimisation: Optimisation,
         critic_steps_per_update: int,
@@ -62,9 +62,9 @@ class AdversarialModule(DistillationModule):
         f = self.critics.at(tokens, support)
         return -(tokens.weight * (support.gap(f) - self.ridge * support.penalty(f))).sum()
 
-    def student_loss(self, log_p: Tensor, log_q: Tensor, f: Tensor) -> Tensor:
-        """+ moment gap at each state: the student descends. The critic is a constant here. [n]."""
-        return fused.gap(log_p, log_q, f)
+    def student_loss(self, p: Tensor, q: Tensor, log_q: Tensor, f: Tensor) -> Tensor:
+        """+ moment gap at each state: the student descends, through log q. The rest is constant here. [n]."""
+        return fused.gap(p, q, log_q, f)
 
     # -- one update ----------------------------------------------------------------------------
 
@@ -73,12 +73,13 @@ class AdversarialModule(DistillationModule):
     ) -> dict[str, Tensor]:
         assert log_p is not None
         with torch.no_grad():
+            p, q = log_p.exp(), log_q.exp()
             f = self.critics(tokens, log_p, log_q)
-        found = {"distance": self.student_loss(log_p, log_q, f)}
+        found = {"distance": self.student_loss(p, q, log_q, f)}
         if diagnose:
             found |= token_values(log_p, log_q, f)
         if self.critics.learns and torch.is_grad_enabled():
-            support = self.support(log_p, log_q.detach())
+            support = self.support(log_p, log_q.detach(), policies=(p, q))
             found |= {name: part for name, part in support._asdict().items() if part is not None}
             if diagnose:
                 with torch.no_grad():

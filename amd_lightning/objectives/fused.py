@@ -43,11 +43,15 @@ def divergence(name: str, log_p: Tensor, log_q: Tensor, **parameters: float) -> 
     return DIVERGENCES[name](log_p, log_q, **parameters)
 
 
-def gap(log_p: Tensor, log_q: Tensor, critic: Tensor) -> Tensor:
-    """`moments.moment_gap` of log-probabilities; the critic [N, V] is a constant. [N, V] thrice -> [N]."""
-    if _student_alone(log_p, log_q):
-        return _Known.apply(partial(_gap, critic=critic.detach()), log_p, log_q)
-    return moment_gap(log_p.exp(), log_q.exp(), critic.detach())
+def gap(p: Tensor, q: Tensor, log_q: Tensor, critic: Tensor) -> Tensor:
+    """`moments.moment_gap`, differentiable in log q, whose exponential q is. [N, V] four times -> [N].
+
+    p, q and the critic are constants.
+    """
+    p, q, critic = p.detach(), q.detach(), critic.detach()
+    if torch.is_grad_enabled() and log_q.requires_grad:
+        return _Known.apply(lambda *_: (moment_gap(p, q, critic), (q * critic).neg_()), p, log_q)
+    return moment_gap(p, q, critic)
 
 
 def _student_alone(log_p: Tensor, log_q: Tensor) -> bool:
@@ -116,12 +120,6 @@ def _skew_rkl(log_p: Tensor, log_q: Tensor, *, skew: float = 0.1) -> tuple[Tenso
     # p q/m is q over what `both` is for a small share, and p over it for a large one.
     gradient = (q if skew <= 0.5 else log_p.exp()).div(both).mul_(1.0 - skew)
     return terms.sum(-1), gradient.add_(terms)
-
-
-def _gap(log_p: Tensor, log_q: Tensor, *, critic: Tensor) -> tuple[Tensor, Tensor]:
-    q = log_q.exp()
-    value = log_p.exp().sub_(q).mul_(critic).sum(-1)
-    return value, q.mul_(critic).neg_()
 
 
 FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -10,6 +10,8 @@ critic that is only bounded drifts along it: the ridge removes that direction an
 q → p.
 """
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -33,12 +35,11 @@ def closed_form_critic(log_ratio: Tensor, alpha: float, ridge: float) -> Tensor:
     with skew .1, up to scale: one dial from mode-covering (small) to mode-seeking (large). Bounded by
     1/(ridge·alpha) above and −1/(ridge·(1 − alpha)) below; 0 where p = q.
     """
-    # With t = tanh(½ log p/q) = (p − q)/(p + q) this is 2t / (ridge (1 + (2 alpha − 1) t)): no quotient that
-    # could overflow, exactly 0 at p = q, and to rounding of its own size beside it.
-    half = (0.5 * log_ratio).tanh_()
-    if alpha == 0.5:
-        return half if ridge == 2.0 else half * (2.0 / ridge)
-    return 2.0 * half / (ridge * (1.0 + (2.0 * alpha - 1.0) * half))
+    # With e = p/q − 1 this is e / (ridge (1 + alpha·e)): exactly 0 at p = q, and to rounding of its own size
+    # beside it. Where the limit of e is reached, both ends are.
+    limit = 0.5 * log(torch.finfo(log_ratio.dtype).max)
+    excess = log_ratio.clamp(-limit, limit).expm1_()
+    return excess / (excess * (ridge * alpha)).add_(ridge)
 
 
 def sign_critic(log_ratio: Tensor) -> Tensor:

@@ -19,8 +19,13 @@ from torch import Tensor
 
 from amd_lightning.objectives.moments import log_ratio
 
+Policies = tuple[Tensor, Tensor] | None
+"""p and q [N, V] where somebody has them already: they are used up. None for what log p and log q say."""
+
 TAIL = -1
 """The action that stands for all that are not among the k."""
+GROUP = 8
+"""Among how many actions the largest is looked for first, see `_largest`."""
 
 
 class Support(NamedTuple):
@@ -49,22 +54,22 @@ class Support(NamedTuple):
 
 
 @torch.no_grad()
-def full_support(log_p: Tensor, log_q: Tensor, alpha: float) -> Support:
+def full_support(log_p: Tensor, log_q: Tensor, alpha: float, policies: Policies = None) -> Support:
     """Every action. [N, V], [N, V] -> M = V."""
-    p, q = log_p.exp(), log_q.exp()
+    p, q = policies or (log_p.exp(), log_q.exp())
     return Support(None, p - q, alpha * p + (1.0 - alpha) * q, log_ratio(log_p, log_q))
 
 
 @torch.no_grad()
-def top_k_support(log_p: Tensor, log_q: Tensor, alpha: float, k: int) -> Support:
+def top_k_support(log_p: Tensor, log_q: Tensor, alpha: float, k: int, policies: Policies = None) -> Support:
     """The k most likely actions under (p + q)/2 and the tail. [N, V], [N, V] -> M = k + 1.
 
     The tail's probabilities are the sums over all others; with k ≥ V − 1 this is `full_support`.
     """
     if k >= log_p.shape[-1] - 1:
-        return full_support(log_p, log_q, alpha)
-    p, q = log_p.exp(), log_q.exp()
-    actions = (p + q).topk(k, dim=-1, sorted=False).indices
+        return full_support(log_p, log_q, alpha, policies)
+    p, q = policies or (log_p.exp(), log_q.exp())
+    actions = _largest(p + q, k)
     log_p = _with_tail(log_p.gather(-1, actions), actions, p)
     log_q = _with_tail(log_q.gather(-1, actions), actions, q)
     p, q = log_p.exp(), log_q.exp()
@@ -73,13 +78,16 @@ def top_k_support(log_p: Tensor, log_q: Tensor, alpha: float, k: int) -> Support
 
 
 @torch.no_grad()
-def sampled_support(log_p: Tensor, log_q: Tensor, alpha: float, samples: int) -> Support:
+def sampled_support(
+    log_p: Tensor, log_q: Tensor, alpha: float, samples: int, policies: Policies = None
+) -> Support:
     """`samples` actions drawn from the teacher and as many from the student. [N, V], [N, V] -> M = 2·samples.
 
     An action's difference is +1/samples where the teacher drew it and −1/samples where the student did,
     so that the gap is mean f over the teacher's draws less mean f over the student's.
     """
-    drawn = [torch.multinomial(policy.exp(), samples, replacement=True) for policy in (log_p, log_q)]
+    p, q = policies or (log_p.exp(), log_q.exp())
+    drawn = [torch.multinomial(policy, samples, replacement=True) for policy in (p, q)]
     actions = torch.cat(drawn, dim=-1)
     share = torch.full_like(actions, 1, dtype=log_p.dtype) / samples
     by_teacher = (torch.arange(2 * samples, device=actions.device) < samples).expand_as(actions)
@@ -89,6 +97,24 @@ def sampled_support(log_p: Tensor, log_q: Tensor, alpha: float, samples: int) ->
         torch.where(by_teacher, alpha * share, (1.0 - alpha) * share),
         log_ratio(log_p.gather(-1, actions), log_q.gather(-1, actions)),
     )
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """Where the k largest of each row are, in no order. [N, V] -> [N, k]; k < V.
+
+    They lie in the k groups whose maxima are the largest, and finding groups first reads most values once.
+    """
+    count = values.shape[-1] // GROUP
+    if count <= GROUP * k:  # too few groups for it to pay
+        return values.topk(k, dim=-1, sorted=False).indices
+    grouped, left = values[:, : GROUP * count], values.shape[-1] - GROUP * count
+    groups = grouped.unflatten(-1, (GROUP, count)).amax(1).topk(k, dim=-1, sorted=False).indices
+    members = torch.arange(0, GROUP * count, count, device=values.device)
+    candidates = (groups.unsqueeze(-1) + members).flatten(1)
+    if left:
+        rest = torch.arange(GROUP * count, values.shape[-1], device=values.device)
+        candidates = torch.cat([candidates, rest.expand(len(values), left)], dim=-1)
+    return candidates.gather(-1, values.gather(-1, candidates).topk(k, dim=-1, sorted=False).indices)
 
 
 def _with_tail(log_top: Tensor, actions: Tensor, probabilities: Tensor) -> Tensor:
