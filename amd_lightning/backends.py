@@ -38,7 +38,8 @@ class HfBackend:
     """The policy itself: nothing is copied.
 
     Attributes:
-        mixed_with, mixed_share: see `Policy.respond`.
+        mixed_with, mixed_share: with a share above 0 the next token is drawn from mixed_share·mixed_with +
+            (1 − mixed_share)·policy at every step (Gu et al. 2024, MiniLLM, §2.2).
     """
 
     mixed_with: Policy | None = None
@@ -56,7 +57,7 @@ class HfBackend:
             prompt,
             max_tokens,
             temperature=temperature,
-            mixed_with=self.mixed_with,
+            mixed_with=self.mixed_with if self.mixed_share else None,
             mixed_share=self.mixed_share,
         )
 
@@ -87,7 +88,7 @@ class VllmBackend:
     """
 
     max_length: int
-    memory_share: float = 0.3
+    memory_share: float
     _engine: Any = field(default=None, init=False, repr=False, compare=False)
     _policy: Policy | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from amd_lightning.backends import VllmBackend, require_vllm
+from amd_lightning.backends import HfBackend, VllmBackend, require_vllm
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.config.choices import (
     Actions,
@@ -54,7 +54,7 @@ from amd_lightning.objectives.divergences import PARAMETERS
 from amd_lightning.objectives.support import Support, full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler, Sampler, VllmSampler
+from amd_lightning.rollouts import BackendSampler, Sampler
 from amd_lightning.running.description import objective_name
 from amd_lightning.spec import EvaluationSpec, ModelSpec, RunSpec, Task, TopKSpec
 from amd_lightning.training.compilation import compile_forward
@@ -186,16 +186,12 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
 
 def _sampler(config: RunConfig, teacher: Policy) -> Sampler:
     rollout, longest = config.rollout, config.data.max_response_tokens
+    backend: HfBackend | VllmBackend
     if _writes_with_vllm(config):
-        backend = VllmBackend(config.data.max_prompt_tokens + longest)
-        return VllmSampler(longest, rollout.temperature, rollout.responses, backend)
-    return HfSampler(
-        longest,
-        rollout.temperature,
-        rollout.responses,
-        teacher if rollout.teacher_share else None,
-        rollout.teacher_share,
-    )
+        backend = VllmBackend(config.data.max_prompt_tokens + longest, rollout.vllm_memory_share)
+    else:
+        backend = HfBackend(teacher if rollout.teacher_share else None, rollout.teacher_share)
+    return BackendSampler(longest, rollout.temperature, rollout.responses, backend)
 
 
 def _writes_with_vllm(config: RunConfig) -> bool:
@@ -208,7 +204,7 @@ def make_fine_tuning(config: RunConfig, policy: Policy, stage: StageSpec) -> Dis
         policy,
         None,
         distance="nll",
-        sampler=HfSampler(config.data.max_response_tokens),
+        sampler=BackendSampler(config.data.max_response_tokens),
         beta=1.0,
         normalise="token",
         optimisation=stage.optimisation,

@@ -1,13 +1,13 @@
 """Who writes the states: stored responses, the student's own, and each token's share of the loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from amd_lightning import ranks
-from amd_lightning.backends import Backend, HfBackend, VllmBackend
+from amd_lightning.backends import Backend, HfBackend
 from amd_lightning.policies import Policy
 from amd_lightning.types import Batch, PromptBatch, Rollout, join_responses, stack_prompts
 
@@ -20,57 +20,29 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class HfSampler:
-    """Samples with transformers' `generate` and a KV cache.
+class BackendSampler:
+    """Samples with a backend, which is given the policy's weights before every writing.
 
     Attributes:
         max_tokens: longest response, EOS included.
         temperature: of the policy that writes; 1 keeps the states on-policy in the strict sense.
         responses: to each prompt.
-        teacher, teacher_share: with a share above 0 the next token is drawn from teacher_share·teacher +
-            (1 − teacher_share)·student at every step (Gu et al. 2024, MiniLLM, §2.2).
+        backend: what writes; transformers in place where none is given.
     """
 
     max_tokens: int
     temperature: float = 1.0
     responses: int = 1
-    teacher: Policy | None = None
-    teacher_share: float = 0.0
+    backend: Backend = field(default_factory=HfBackend)
 
+    @torch.no_grad()
     def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
-        backend = HfBackend(self.teacher if self.teacher_share else None, self.teacher_share)
-        return written_by(backend, policy, prompt, self.max_tokens, self.temperature, self.responses)
-
-
-@dataclass(frozen=True)
-class VllmSampler:
-    """Samples with vLLM, which is given the policy's weights before every writing.
-
-    Attributes:
-        max_tokens, temperature, responses: see `HfSampler`.
-        backend: the engine.
-    """
-
-    max_tokens: int
-    temperature: float
-    responses: int
-    backend: VllmBackend
-
-    def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
-        return written_by(self.backend, policy, prompt, self.max_tokens, self.temperature, self.responses)
-
-
-@torch.no_grad()
-def written_by(
-    backend: Backend, policy: Policy, prompt: PromptBatch, max_tokens: int, temperature: float, responses: int
-) -> Rollout:
-    """`responses` of the policy to each prompt, with its weights as they are now."""
-    repeated = PromptBatch(*(part.repeat_interleave(responses, dim=0) for part in prompt))
-    backend.sync(policy)
-    response_ids, mask = backend.generate(repeated, max_tokens, temperature)
-    shape = (-1, responses)
-    off_policy = torch.zeros(len(prompt.input_ids), responses, dtype=torch.bool, device=mask.device)
-    return Rollout(prompt, response_ids.unflatten(0, shape), mask.unflatten(0, shape), off_policy)
+        repeated = PromptBatch(*(part.repeat_interleave(self.responses, dim=0) for part in prompt))
+        self.backend.sync(policy)
+        response_ids, mask = self.backend.generate(repeated, self.max_tokens, self.temperature)
+        shape = (-1, self.responses)
+        off_policy = torch.zeros(len(prompt.input_ids), self.responses, dtype=torch.bool, device=mask.device)
+        return Rollout(prompt, response_ids.unflatten(0, shape), mask.unflatten(0, shape), off_policy)
 
 
 def collect(stored: Rollout, student: Policy, sampler: Sampler, beta: float, normalise: str) -> Batch:

@@ -11,12 +11,12 @@ from amd_lightning.backends import Backend, HfBackend, VllmBackend, require_vllm
 from amd_lightning.config.choices import Distance
 from amd_lightning.errors import UserError
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler, VllmSampler
+from amd_lightning.rollouts import BackendSampler
 from tests import fake_vllm
 from tests.helpers import llama, prompts, t5
 from tests.test_rules import demo
 
-MAKE: dict[str, Callable[[], Backend]] = {"hf": HfBackend, "vllm": lambda: VllmBackend(64)}
+MAKE: dict[str, Callable[[], Backend]] = {"hf": HfBackend, "vllm": lambda: VllmBackend(64, 0.3)}
 SHARP = 1e-6  # a temperature at which sampling is the most likely token
 
 
@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> VllmBackend:
     _stand_in(monkeypatch)
-    return VllmBackend(64)
+    return VllmBackend(64, 0.3)
 
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_vllm_gets_ids_without_padding_and_every_setting(vllm: VllmBackend) -> N
 
 def test_the_samplers_make_the_same_rollout_of_it(vllm: VllmBackend) -> None:
     policy, some = llama(), prompts([2, 4])
-    one, other = HfSampler(6, SHARP, 3)(policy, some), VllmSampler(6, SHARP, 3, vllm)(policy, some)
+    one, other = BackendSampler(6, SHARP, 3)(policy, some), BackendSampler(6, SHARP, 3, vllm)(policy, some)
     assert torch.equal(one.response_mask, other.response_mask)
     assert torch.equal(one.response_ids[one.response_mask], other.response_ids[one.response_mask])
     assert not other.off_policy.any()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from amd_lightning import ranks
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training.state import GOING_ON, load
 from amd_lightning.training.stopping import Stopping
 from tests.processes import on_ranks
@@ -15,7 +15,7 @@ from tests.trials import Killed, Left, Trial, left, same
 
 def attempt(folder: Path, at: int | None = None, victim: int = 1, stopping: bool = False) -> Left | None:
     """One rank dies in its so-many-th generation, and the other of it; or is told to stop there."""
-    own, count, told = HfSampler.__call__, 0, Stopping()
+    own, count, told = BackendSampler.__call__, 0, Stopping()
 
     def call(*arguments: Any) -> Any:
         nonlocal count
@@ -27,13 +27,13 @@ def attempt(folder: Path, at: int | None = None, victim: int = 1, stopping: bool
         return own(*arguments)
 
     trial = Trial(folder, updates=6)
-    HfSampler.__call__ = call  # type: ignore[assignment, method-assign]
+    BackendSampler.__call__ = call  # type: ignore[assignment, method-assign]
     try:
         trial.attempt(told)
     except (Killed, RuntimeError, KeyboardInterrupt):
         return None
     finally:
-        HfSampler.__call__ = own  # type: ignore[method-assign]
+        BackendSampler.__call__ = own  # type: ignore[method-assign]
     return left(trial) if ranks.rank() == 0 else None
 
 

@@ -11,7 +11,7 @@ from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.horizon import Horizon, SequenceKernel
 from amd_lightning.policies import Policy
 from amd_lightning.replay import ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.types import PromptBatch, Rollout, stack_prompts
 from tests.families import llama
 from tests.helpers import t5
@@ -24,7 +24,7 @@ class PlacedSampler:
     student writes the same."""
 
     def __init__(self, responses: int = 1) -> None:
-        self.own = HfSampler(6, responses=responses)
+        self.own = BackendSampler(6, responses=responses)
 
     def __call__(self, policy: Policy, prompt: PromptBatch) -> Rollout:
         found: Rollout | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amd_lightning.policies import Policy
 from amd_lightning.replay import Replay, ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler, collect, token_weights
+from amd_lightning.rollouts import BackendSampler, collect, token_weights
 from amd_lightning.training.tracking import LastCheckpoint
 from amd_lightning.types import Batch, PromptBatch, Rollout
 from tests.helpers import prompts, rollout, t5
@@ -286,7 +286,7 @@ def test_the_students_own_sampler_answers_the_prompts_of_the_batch() -> None:
     copy = PromptBatch(*(part.clone() for part in STORED.prompt))
 
     def sampler(policy: Policy, prompt: PromptBatch) -> Rollout:
-        return HfSampler(4)(policy, copy)
+        return BackendSampler(4)(policy, copy)
 
     batch = collect(STORED, STUDENT, sampler, 0.5, "token")
     assert batch.rollout.off_policy.tolist() == [[True, False]] * 3

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amd_lightning.backends import HfBackend
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler, collect, token_weights
+from amd_lightning.rollouts import BackendSampler, collect, token_weights
 from amd_lightning.types import Batch, PromptBatch, Responses, Rollout
 from tests.helpers import prompts, rollout, t5
 
@@ -78,7 +79,7 @@ def test_nothing_is_sampled_at_beta_1() -> None:
 
 
 def test_stored_responses_are_left_out_at_beta_0() -> None:
-    batch = collect(STORED, t5(), HfSampler(6), 0.0, "token")
+    batch = collect(STORED, t5(), BackendSampler(6), 0.0, "token")
     assert batch.rollout.off_policy.tolist() == [[False], [False]]
     assert float(batch.weight.sum()) == pytest.approx(1.0)
 
@@ -86,7 +87,7 @@ def test_stored_responses_are_left_out_at_beta_0() -> None:
 def test_both_sources_answer_the_same_prompts_in_between() -> None:
     policy = t5()
     torch.manual_seed(0)
-    batch = collect(STORED, policy, HfSampler(6), 0.5, "token")
+    batch = collect(STORED, policy, BackendSampler(6), 0.5, "token")
     assert batch.rollout.off_policy.tolist() == [[True, False]] * 2
     assert batch.rollout.prompt is STORED.prompt
     assert batch.rollout.response_mask[:, 0].sum(-1).tolist() == [4, 1]
@@ -98,7 +99,7 @@ def test_both_sources_answer_the_same_prompts_in_between() -> None:
 
 
 def test_the_sampler_marks_its_responses_and_keeps_its_limit() -> None:
-    written = HfSampler(3, temperature=2.0)(t5(), prompts([2, 4, 3]))
+    written = BackendSampler(3, temperature=2.0)(t5(), prompts([2, 4, 3]))
     assert written.response_ids.shape[:2] == (3, 1)
     assert written.response_ids.shape[-1] <= 3
     assert not written.off_policy.any()
@@ -108,7 +109,7 @@ def test_the_sampler_marks_its_responses_and_keeps_its_limit() -> None:
 def test_several_responses_to_a_prompt_stand_beside_each_other() -> None:
     policy, some = t5(), prompts([2, 4, 3])
     torch.manual_seed(0)
-    written = HfSampler(5, responses=3)(policy, some)
+    written = BackendSampler(5, responses=3)(policy, some)
     assert written.response_ids.shape == (3, 3, written.response_mask.shape[-1])
     assert written.prompt is some
     assert written.off_policy.tolist() == [[False] * 3] * 3
@@ -124,7 +125,7 @@ def test_a_response_answers_the_prompt_that_it_stands_beside() -> None:
     """Greedy ones, so that each can be compared with the answer to its prompt alone."""
     policy, some = t5(sharpness=30.0), prompts([2, 5, 4, 3])
     torch.manual_seed(0)
-    written = HfSampler(6, temperature=1e-3, responses=2)(policy, some)
+    written = BackendSampler(6, temperature=1e-3, responses=2)(policy, some)
     best, _ = policy.respond(some, 6, sample=False)
     for copy in range(2):
         torch.testing.assert_close(written.response_ids[:, copy], best, rtol=0, atol=0)
@@ -134,7 +135,7 @@ def test_a_response_answers_the_prompt_that_it_stands_beside() -> None:
 @pytest.mark.parametrize("normalise", ["token", "sequence"])
 def test_each_source_keeps_its_share_however_many_responses_it_has(normalise: str) -> None:
     torch.manual_seed(0)
-    batch = collect(STORED, t5(), HfSampler(6, responses=3), 0.25, normalise)
+    batch = collect(STORED, t5(), BackendSampler(6, responses=3), 0.25, normalise)
     assert batch.rollout.off_policy.tolist() == [[True, False, False, False]] * 2
     per_response = batch.weight.sum(-1)
     if normalise == "token":
@@ -152,7 +153,7 @@ def test_each_source_keeps_its_share_however_many_responses_it_has(normalise: st
 def test_the_teachers_samples_come_with_the_batch(beta: float) -> None:
     """Also at beta 0, where nothing else of the stored rows is left but the prompts."""
     samples = Responses(torch.full((2, 3, 4), 7), torch.ones(2, 3, 4, dtype=torch.bool))
-    batch = collect(STORED._replace(samples=samples), t5(), HfSampler(6, responses=2), beta, "token")
+    batch = collect(STORED._replace(samples=samples), t5(), BackendSampler(6, responses=2), beta, "token")
     assert batch.rollout.samples is samples
 
 
@@ -163,15 +164,15 @@ def test_a_share_of_nothing_is_the_student_alone() -> None:
     student, teacher, some = t5(1), t5(2, d_model=24), prompts([2, 4, 3])
     written = []
     for sampler in (
-        HfSampler(6),
-        HfSampler(6, teacher=teacher, teacher_share=0.0),
-        HfSampler(6, teacher=teacher),
+        BackendSampler(6),
+        BackendSampler(6, backend=HfBackend(teacher, 0.0)),
+        BackendSampler(6, backend=HfBackend(teacher)),
     ):
         torch.manual_seed(0)
         written.append(sampler(student, some).response_ids)
     assert all(torch.equal(ids, written[0]) for ids in written)
     torch.manual_seed(0)
-    mixed = HfSampler(6, teacher=teacher, teacher_share=0.5)(student, some)
+    mixed = BackendSampler(6, backend=HfBackend(teacher, 0.5))(student, some)
     assert not torch.equal(mixed.response_ids, written[0])
 
 
@@ -180,7 +181,7 @@ def test_tokens_are_drawn_from_the_mixture_at_every_step(share: float) -> None:
     """The teacher always writes 5 and the student 9: who wrote a token can be told from it."""
     teacher, student = (fixed_on(token) for token in (5, 9))
     torch.manual_seed(0)
-    sampler = HfSampler(4, responses=1000, teacher=teacher, teacher_share=share)
+    sampler = BackendSampler(4, responses=1000, backend=HfBackend(teacher, share))
     ids = sampler(student, prompts([3, 2])).response_ids.flatten(0, 1)
     assert set(ids.unique().tolist()) == {5, 9}
     by_teacher = (ids == 5).float()

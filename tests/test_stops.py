@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amd_lightning.errors import Interrupted
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training.checkpoint_files import all_last
 from amd_lightning.training.stopping import Stopping
 from tests.trials import METHODS, Left, Trial, left, progress, same
@@ -30,7 +30,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Sends this process signals within an update's generation."""
 
     def send(*numbers: int, at: int) -> None:
-        own, count = HfSampler.__call__, 0
+        own, count = BackendSampler.__call__, 0
 
         def call(*arguments: Any) -> Any:
             nonlocal count
@@ -39,7 +39,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
                 os.kill(os.getpid(), number)
             return own(*arguments)
 
-        monkeypatch.setattr(HfSampler, "__call__", call)
+        monkeypatch.setattr(BackendSampler, "__call__", call)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield send

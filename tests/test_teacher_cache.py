@@ -18,7 +18,7 @@ from amd_lightning.modules.horizon import Horizon
 from amd_lightning.objectives.divergences import DIVERGENCES
 from amd_lightning.policies import Policy
 from amd_lightning.replay import ReplayBuffer
-from amd_lightning.rollouts import HfSampler, collect
+from amd_lightning.rollouts import BackendSampler, collect
 from amd_lightning.running import results
 from amd_lightning.running.outcome import Outcome
 from amd_lightning.teacher_cache import attach, truncation, with_teacher, write_down
@@ -43,7 +43,7 @@ def known(folder: Path, k: int, rows: list[TokenisedExample] = ROWS, temperature
 
 def batch_of(stored: Rollout, beta: float) -> Batch:
     torch.manual_seed(0)
-    return collect(stored, t5(1), HfSampler(6), beta, "token")
+    return collect(stored, t5(1), BackendSampler(6), beta, "token")
 
 
 def assert_same(one: dict[str, Tensor | None], other: dict[str, Tensor | None]) -> None:
@@ -116,7 +116,7 @@ def test_the_horizon_answers_for_the_students_states_as_before(tmp_path: Path) -
 def test_replayed_prompts_behind_the_stored_ones_ask_it_live(responses: int, tmp_path: Path) -> None:
     buffer = ReplayBuffer(5, refresh=0.0)
     torch.manual_seed(0)
-    sampler = HfSampler(6, responses=responses)
+    sampler = BackendSampler(6, responses=responses)
     buffer.states(sampler, t5(1), prompts([4, 8, 1, 2, 3], seed=5), 0, 9)
 
     def replaying(policy: Policy, prompt: PromptBatch) -> Rollout:

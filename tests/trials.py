@@ -16,7 +16,7 @@ from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.policies import Policy
 from amd_lightning.replay import ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training import state as training_state
 from amd_lightning.training.distillation import Distilled, distil
 from amd_lightning.training.fitting import StageSpec, TrainerSpec
@@ -154,7 +154,7 @@ class Clock:
         self.names: list[str] = []
         for owner, name in (
             (DistillationModule, "_step"),  # of the student, and K of the critics
-            (HfSampler, "__call__"),
+            (BackendSampler, "__call__"),
             (torch, "save"),
             (os, "fsync"),
             (Path, "replace"),

@@ -1,4 +1,4 @@
-"""The rules of a run on several devices."""
+"""The rules of the machine a run is made on: several devices, a GPU shared with vLLM, compiled models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -78,3 +78,5 @@ def device_ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     for key in ("strategy", "teacher"):
         yield one, f"trainer.{key}", "trainer.devices=1"
     yield trainer.strategy != "sharded", "trainer.teacher", f"trainer.strategy={trainer.strategy}"
+    backend = config.rollout.backend
+    yield backend is not Backend.vllm, "rollout.vllm_memory_share", f"rollout.backend={backend}"

@@ -163,6 +163,13 @@ class RolloutConfig:
         "what writes the student's states: hf, transformers in place; vllm, an engine in the same process "
         "and on the same GPU, given the weights before every writing (extra vllm); evaluation is always hf's",
     )
+    vllm_memory_share: float = knob(
+        0.3,
+        "what vLLM's engine may take of the GPU's memory, keys and values included "
+        "(TRL's share beside a trainer)",
+        above=0.0,
+        below=1.0,
+    )
     teacher_share: float = knob(
         0.0,
         "the teacher's share of the mixture that student-written states are drawn from; tokens are weighed "

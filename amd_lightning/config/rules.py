@@ -294,7 +294,7 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     teacherless = objective.distance is Distance.nll and objective.beta == 1.0
     yield teacherless, "objective.teacher_temperature", "nll at beta=1, which asks no teacher"
     never_samples = "objective.beta=1, which never samples the student"
-    once = ("backend", "temperature", "responses", "teacher_share", "replay", "reuse")
+    once = ("backend", "vllm_memory_share", "temperature", "responses", "teacher_share", "replay", "reuse")
     for key in (*(f"rollout.{name}" for name in once), "objective.adaptive_beta"):
         yield objective.beta == 1.0, key, never_samples
     for key in ("objective.horizon", "objective.kernel"):

@@ -76,11 +76,11 @@ def prepare() -> None:
 
     from amd_lightning.modules.adversarial import AdversarialModule
     from amd_lightning.modules.base import DistillationModule
-    from amd_lightning.rollouts import HfSampler
+    from amd_lightning.rollouts import BackendSampler
     from amd_lightning.training.tracking import LastCheckpoint, Validate
 
     torch.set_num_threads(1)
-    watched(HfSampler, "__call__", "generation")
+    watched(BackendSampler, "__call__", "generation")
     watched(AdversarialModule, "critic_steps", "critic steps")
     watched(Validate, "_validate", "validation")
     watched(LastCheckpoint, "_save", "checkpoint")

@@ -32,7 +32,7 @@ from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.support import full_support, sampled_support, top_k_support
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit, quiet_libraries
 
 STUDENT = 320  # width
@@ -118,7 +118,7 @@ def turn(variant: str, vocabulary: int, updates: int) -> list[dict[str, float]]:
         ridge=2.0,
         critic_optimisation=Optimisation(3e-3, betas=(0.5, 0.99), schedule="constant"),
         critic_steps_per_update=STEPS,
-        sampler=clock.wrap("generation", HfSampler(LENGTH)),
+        sampler=clock.wrap("generation", BackendSampler(LENGTH)),
         beta=0.5,
         normalise="token",
         optimisation=Optimisation(1e-3, schedule="constant"),

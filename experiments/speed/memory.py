@@ -42,7 +42,7 @@ from amd_lightning.objectives.support import full_support, top_k_support
 from amd_lightning.planning.memory import Critics, Memory, Workload, memory
 from amd_lightning.planning.shapes import shape_of
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit, quiet_libraries
 
 RANK, STEPS = 64, 2
@@ -149,7 +149,7 @@ def module_of(case: dict[str, Any]) -> DistillationModule:
     if case.get("checkpointing"):
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     shared: dict[str, Any] = {
-        "sampler": HfSampler(case["response"]),
+        "sampler": BackendSampler(case["response"]),
         "beta": case["beta"],
         "normalise": "token",
         "optimisation": Optimisation(1e-4, schedule="constant"),

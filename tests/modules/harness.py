@@ -32,7 +32,7 @@ from amd_lightning.objectives.divergences import DIVERGENCES
 from amd_lightning.objectives.support import full_support, top_k_support
 from amd_lightning.policies import Policy
 from amd_lightning.ranks import whole
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training.fitting import StageSpec, TrainerSpec, fit
 from amd_lightning.types import Batch
 from tests.helpers import PAD, VOCABULARY, t5, tokenised
@@ -59,7 +59,7 @@ def module(
     student = student or t5(1)
     teacher = teacher or t5(2, d_model=24)
     shared: dict[str, Any] = {
-        "sampler": HfSampler(6),
+        "sampler": BackendSampler(6),
         "beta": beta,
         "normalise": "token",
         "optimisation": optimisation,

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from amd_lightning.backends import HfBackend
 from amd_lightning.modules.horizon import Horizon, SequenceKernel
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from tests.families import gpt2, llama
 from tests.modules.harness import Trained, module, train
 
@@ -29,7 +30,7 @@ def trained(name: str, folder: Path, **cuts: Any) -> Trained:
     method, beta, settings = METHODS[name]
     student, teacher = llama(1).double(), llama(2, hidden_size=24).double()
     share = settings.get("teacher_share", 0.0)
-    sampler = HfSampler(6, responses=2, teacher=teacher if share else None, teacher_share=share)
+    sampler = BackendSampler(6, responses=2, backend=HfBackend(teacher, share))
     some = module(
         method, beta, student=student, teacher=teacher, updates=2, sampler=sampler, **settings, **cuts
     ).double()

@@ -13,7 +13,7 @@ from amd_lightning.modules.horizon import Horizon, SequenceKernel
 from amd_lightning.objectives.divergences import DIVERGENCES
 from amd_lightning.objectives.support import Support
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler, token_weights
+from amd_lightning.rollouts import BackendSampler, token_weights
 from amd_lightning.types import Batch, Responses
 from tests.helpers import VOCABULARY, rollout, t5
 from tests.modules.harness import accumulate, module, train
@@ -119,7 +119,7 @@ def test_a_run_with_everything_on_is_the_same_run(size: int, tmp_path: Path) -> 
             micro_batch_size=micro_batch_size,
             chunk_tokens=chunk_tokens,
             updates=2,
-            sampler=HfSampler(6, responses=2),
+            sampler=BackendSampler(6, responses=2),
             **VARIANTS["horizon and kernel"],
         )
         found.append(train(some, tmp_path, samples=2).parameters)

@@ -20,7 +20,7 @@ from amd_lightning.modules.horizon import (
 )
 from amd_lightning.objectives.kernels import kernel_advantages, kernel_scores, ngram_kernel
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler, token_weights
+from amd_lightning.rollouts import BackendSampler, token_weights
 from amd_lightning.types import Batch, PromptBatch, Responses, Rollout
 from tests.helpers import EOS, rollout, t5
 from tests.modules.harness import accumulate, module, train
@@ -319,7 +319,7 @@ def test_its_gradient_is_that_of_the_written_tokens() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_it_runs_on_the_students_own_responses(beta: float, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"sampler": HfSampler(6, responses=3), "kernel": SequenceKernel(5.0)}
+    settings: dict[str, Any] = {"sampler": BackendSampler(6, responses=3), "kernel": SequenceKernel(5.0)}
     found = train(module("kl", beta, student=t5(1), **settings), tmp_path, samples=2).parameters
     plain = train(
         module("kl", beta, student=t5(1), sampler=settings["sampler"]), tmp_path, samples=2

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from amd_lightning.backends import HfBackend
 from amd_lightning.build import build, make_fine_tuning, make_module
 from amd_lightning.config.choices import CriticKind, Distance
 from amd_lightning.critics import (
@@ -25,7 +26,7 @@ from amd_lightning.modules.horizon import Horizon, SequenceKernel
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.support import full_support, sampled_support, top_k_support
 from amd_lightning.replay import ReplayBuffer, Reuse
-from amd_lightning.rollouts import HfSampler
+from amd_lightning.rollouts import BackendSampler
 from amd_lightning.training.fitting import StageSpec
 from tests.helpers import VOCABULARY, t5
 from tests.test_rules import demo
@@ -166,9 +167,9 @@ def test_a_horizon_and_a_kernel_are_left_out_where_they_would_do_nothing() -> No
 
 def test_the_students_responses() -> None:
     values = {"rollout__temperature": 0.7, "rollout__responses": 3, "data__max_response_tokens": 9}
-    assert made(**values).states.sampler == HfSampler(9, 0.7, 3, None, 0.0)
+    assert made(**values).states.sampler == BackendSampler(9, 0.7, 3)
     mixed = made(**values, rollout__teacher_share=0.2)
-    assert mixed.states.sampler == HfSampler(9, 0.7, 3, TEACHER, 0.2)
+    assert mixed.states.sampler == BackendSampler(9, 0.7, 3, HfBackend(TEACHER, 0.2))
     assert mixed.teacher_share == 0.2
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from amd_lightning.backends import HfBackend
 from amd_lightning.critics import CriticPair, LearningCritic
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.horizon import Horizon
 from amd_lightning.objectives.divergences import DIVERGENCES
 from amd_lightning.policies import Policy
-from amd_lightning.rollouts import HfSampler, token_weights
+from amd_lightning.rollouts import BackendSampler, token_weights
 from amd_lightning.types import Batch
 from tests.helpers import rollout, t5
 from tests.modules.harness import accumulate, critic, module, train
@@ -118,7 +119,7 @@ def test_without_a_share_of_the_teacher_nothing_changes(method: str, tmp_path: P
         0.3,
         teacher=teacher,
         teacher_share=0.0,
-        sampler=HfSampler(6, teacher=teacher, teacher_share=0.0),
+        sampler=BackendSampler(6, backend=HfBackend(teacher, 0.0)),
     )
     found = train(none, tmp_path).parameters
     assert all(torch.equal(found[name], value) for name, value in plain.items())
@@ -126,7 +127,7 @@ def test_without_a_share_of_the_teacher_nothing_changes(method: str, tmp_path: P
 
 def test_a_run_on_samples_of_the_mixture(tmp_path: Path) -> None:
     teacher = t5(2, d_model=24)
-    sampler = HfSampler(6, responses=2, teacher=teacher, teacher_share=0.3)
+    sampler = BackendSampler(6, responses=2, backend=HfBackend(teacher, 0.3))
     some = module("residual", 0.3, teacher=teacher, teacher_share=0.3, sampler=sampler)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trained = train(some, tmp_path)
@@ -137,7 +138,7 @@ def test_a_run_on_samples_of_the_mixture(tmp_path: Path) -> None:
 
 def test_several_responses_are_seen_as_tokens_of_the_student(tmp_path: Path) -> None:
     one, three = (
-        train(module("kl", 0.5, updates=1, sampler=HfSampler(6, responses=count)), tmp_path)
+        train(module("kl", 0.5, updates=1, sampler=BackendSampler(6, responses=count)), tmp_path)
         for count in (1, 3)
     )
     assert one.module.tokens_seen["off"] == three.module.tokens_seen["off"]
