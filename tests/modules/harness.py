@@ -198,6 +198,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     strategy: str = "ddp",
     sharded_teacher: bool = False,
+    precision: str = "32-true",
 ) -> Trained:
     """Train on random rows, each with so many samples, for as many updates as the module's schedule has."""
     steps: list[Step] = []
@@ -222,7 +223,7 @@ def train(
         stage="test",
         spec=StageSpec(some.updates, batch_size, some.micro_batch_size, some.optimisation),
         trainer=TrainerSpec(
-            "cpu", "32-true", 1, 0, 1, "off", strategy=strategy, sharded_teacher=sharded_teacher
+            "cpu", precision, 1, 0, 1, "off", strategy=strategy, sharded_teacher=sharded_teacher
         ),
         seed=seed,
         pad_id=PAD,
