@@ -10,7 +10,7 @@ critic that is only bounded drifts along it: the ridge removes that direction an
 q → p.
 """
 
-from math import log
+from math import isnan, log
 
 import torch
 from torch import Tensor
@@ -64,8 +64,9 @@ def kernel_critic(p: Tensor, q: Tensor, embeddings: Tensor) -> Tensor:
 
 def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p/q, 0 where both rule the action out. [N, V], [N, V] -> [N, V]."""
-    # Two minima are read in a third of the comparisons' time; elsewhere than on the CPU, asking would wait.
-    if log_p.is_cpu and log_p.numel() and min(log_p.amin().item(), log_q.amin().item()) > -torch.inf:
-        return log_p - log_q
+    # Only −inf less −inf, or infinities of both signs, make the sum nan; it is read in a fifth of the
+    # comparisons' time. Elsewhere than on the CPU, asking would wait.
+    if log_p.is_cpu and not isnan((ratio := log_p - log_q).detach().sum().item()):
+        return ratio
     both_impossible = (log_p == -torch.inf) & (log_q == -torch.inf)
     return torch.where(both_impossible, 0.0, log_p - log_q)

@@ -45,7 +45,7 @@ class _ProductsAt(torch.autograd.Function):
             to_hidden = embedding_bag(actions, weight, per_sample_weights=upstream, mode="sum")
         if ctx.needs_input_grad[1]:
             asked = actions.flatten()
-            order = asked.argsort(stable=True)
+            order = asked.int().argsort(stable=True)  # in half the time of long ones
             counts = asked.bincount(minlength=len(weight))
             to_weight = embedding_bag(
                 order // actions.shape[1],
