@@ -78,7 +78,9 @@ def test_ascent_raises_the_regularised_gap(name: str, steps: int) -> None:
 
 def test_a_learned_critic_approaches_the_closed_form() -> None:
     states, critic = make_states(), CRITICS["learned"]()
-    values = ascend(critic, states, steps=400)
+    ascend(critic, states, steps=400)
+    # AdamW at a constant rate jitters around its end, on each processor in its own way.
+    values = ascend(critic, states, steps=200, learning_rate=1e-3)
     assert values[-1] == pytest.approx(optimum(states), rel=1e-3)
     best = CRITICS["closed_form"]()(*states)
     # Rare actions weigh little in the ridge, so compare where it looks: in mean square under μ.

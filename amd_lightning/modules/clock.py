@@ -5,7 +5,7 @@ work or waits for a value. `trainer.profile=true` says what the device does.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,9 +27,14 @@ steps; between: of one update and the next: loader, Lightning's hooks, validatio
 
 
 class Clock:
-    """Seconds of each of `PARTS` since the last reading; parts do not overlap, what is left is "rest"."""
+    """Seconds of each of `PARTS` since the last reading; parts do not overlap, what is left is "rest".
 
-    def __init__(self) -> None:
+    Args:
+        now: seconds since whenever; a process's own in place of the wall's where other work shares the cores.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self.reset()
 
     def reset(self) -> None:
@@ -42,20 +47,20 @@ class Clock:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Count what happens inside as `part`; a profile names it so, too."""
-        began = time.perf_counter()
+        began = self._now()
         with torch.profiler.record_function(part):
             yield
-        self._seconds[part] += time.perf_counter() - began
+        self._seconds[part] += self._now() - began
 
     @contextmanager
     def update(self) -> Iterator[None]:
         """One update."""
-        began = time.perf_counter()
+        began = self._now()
         if self._ended is not None:
             self._seconds["between"] += began - self._ended
         with torch.profiler.record_function("update"):
             yield
-        self._ended = time.perf_counter()
+        self._ended = self._now()
         self._inside += self._ended - began
         self._updates += 1
 

@@ -32,14 +32,12 @@ def share(ours: dict[str, Any], rate: dict[str, Any], vocabulary: int) -> dict[s
     """Shares of the time that the products would take at the measured rate: all of it, and by part.
 
     Args:
-        ours: a worker's answer, with `parts` (name -> seconds an update).
+        ours: a worker's answer, with `parts` (name -> seconds an update, of the same clock).
         rate: the answer of `matmuls.py`.
     """
     flops_a_second = FLOPS / statistics.median(rate["seconds"])
     least = {name: flops / flops_a_second for name, flops in products(vocabulary).items()}
-    update, wall = (statistics.median(ours[kind]) for kind in ("seconds", "wall_seconds"))
-    # Parts are timed on the wall; other work on the machine stretches all of them alike.
-    parts = {name: seconds * update / wall for name, seconds in ours["parts"].items()}
+    update, parts = statistics.median(ours["seconds"]), dict(ours["parts"])
     parts["between updates"] = max(0.0, update - sum(parts.values()))
     without = update - parts["generation"]
     needed = sum(seconds for name, seconds in least.items() if name != "generation")

@@ -8,6 +8,7 @@ It goes through the run's own pipeline; a callback, the last one to be called, w
 import logging
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from protocol import Gate
 from amd_lightning import conf_dir
 from amd_lightning.build import build
 from amd_lightning.cli import validated
+from amd_lightning.modules.clock import Clock
 from amd_lightning.pipeline import Pipeline
 from amd_lightning.running.allocator import keep_freed_memory
 from amd_lightning.training import distillation
@@ -30,13 +32,18 @@ ENDLESS = 1_000_000
 
 
 class Waits(Callback):
-    """Hands over to the gate between two updates."""
+    """Hands over to the gate between two updates.
 
-    def __init__(self, gate: Gate) -> None:
+    Parts of an update are told in the seconds that the driver compares: the process's own on one thread.
+    """
+
+    def __init__(self, gate: Gate, threads: int) -> None:
         self.gate = gate
+        self.now = time.process_time if threads == 1 else time.perf_counter
         self.parts: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.clock = Clock(self.now)
         self.gate.between_updates()
 
     def on_train_batch_end(
@@ -61,7 +68,7 @@ def main() -> None:
     own_fit = distillation.fit
 
     def fit(*arguments: Any, callbacks: Any, **options: Any) -> None:
-        own_fit(*arguments, callbacks=[*callbacks, Waits(gate)], **options)
+        own_fit(*arguments, callbacks=[*callbacks, Waits(gate, torch.get_num_threads())], **options)
 
     distillation.fit = fit
     given = [
