@@ -10,7 +10,7 @@ to the loss: adv_t is a cost, high where the tokens that followed were bad. In p
 cost with that expectation may stand (E_p f − f(y_t') for the gap), at the price of its variance. Step t is
 never among the later ones: the direct term has it already, and sampled a second time it biases.
 
-Unbiased: discount 1, centring (as documented there) and every baseline here, all of which leave out the
+Unbiased: discount 1, centring (as `advantages` says) and every baseline here, all of which leave out the
 response that they are subtracted from. Biased: a discount below 1, dividing by a length or by a standard
 deviation. With D = KL(student‖teacher) the sum is the gradient of that divergence between whole responses
 (Gu et al. 2024, MiniLLM, section 2.2, where the future term is a reward: the opposite sign).
@@ -55,23 +55,6 @@ def returns_after(cost: Tensor, mask: Tensor, discount: float, *, length_normali
     return returns
 
 
-def centred(cost: Tensor, mask: Tensor) -> Tensor:
-    """Costs less the token mean of the *other* responses. [S, T], [S, T] -> [S, T].
-
-    The gradient of the token mean L_on / E len is 1 / E len times that of L_on with every cost less the
-    constant L_on / E len (identity I15): no response pays or gains by its length alone. Here a mean m of
-    the other responses is that constant's estimate. It is independent of the response it is subtracted
-    from, so that the future term has the expectation
-
-        ∇L_on − E m · ∇E len        exactly: biased only as far as E m, of a ratio, is not L_on / E len.
-
-    That is O(1/S), nothing where all responses are equally long, and nothing where each response is
-    weighted by the others' number of tokens: then the expectation is a multiple of the token mean's
-    gradient. A single response is left as it is.
-    """
-    return torch.where(mask, cost - _mean_of_others(cost, mask), 0.0)
-
-
 def baseline(returns: Tensor, mask: Tensor, kind: str, group: Tensor) -> Tensor:
     """What to expect of a response at step t, from other responses. [S, T], [S, T], name, [S] -> [S, T].
 
@@ -108,6 +91,18 @@ def advantages(
 
     Teacher minus student: the loss *adds* mean(log q(y_t) · advantage). A constant, no gradient flows
     through it.
+
+    `centre` takes the token mean of the *other* responses off every cost. The gradient of the token mean
+    L_on / E len is 1 / E len times that of L_on with every cost less the constant L_on / E len (identity
+    I15): no response pays or gains by its length alone. Here a mean m of the other responses is that
+    constant's estimate. It is independent of the response it is subtracted from, so that the future term
+    has the expectation
+
+        ∇L_on − E m · ∇E len        exactly: biased only as far as E m, of a ratio, is not L_on / E len.
+
+    That is O(1/S), nothing where all responses are equally long, and nothing where each response is
+    weighted by the others' number of tokens: then the expectation is a multiple of the token mean's
+    gradient. A single response is left as it is.
     """
 
     def less_baseline(cost: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from amd_lightning.objectives.policy_gradient import (
     BASELINES,
     advantages,
     baseline,
-    centred,
     mixture_importance,
     returns_after,
 )
@@ -65,9 +64,11 @@ def test_returns_by_hand() -> None:
     close(returns_after(COST, MASK, 1.0, length_normalise=True), [[3, 4, 0], [16, 0, 0], [0, 0, 0]])
 
 
-def test_centred_by_hand() -> None:
+def test_centring_takes_the_others_token_mean_off_every_cost() -> None:
     means = torch.tensor([[56 / 3], [39 / 4], [31 / 5]], dtype=torch.float64)
-    close(centred(COST, MASK), torch.where(MASK, COST - means, 0.0))
+    options: Any = {"discount": 0.5, "group": GROUP, "baseline_kind": "none"}
+    centred = advantages(COST - means, MASK, centre=False, **options)
+    close(advantages(COST, MASK, centre=True, **options), centred)
 
 
 def test_baselines_by_hand() -> None:
@@ -111,7 +112,7 @@ def test_padding_changes_nothing_and_is_never_read(seed: int, kind: str, extra: 
     assert expected.isfinite().all()
     assert not expected[~mask].any()
     close(wider, pad(expected, (0, extra)))
-    for result in (returns_after(cost, mask, 1.0), centred(cost, mask), baseline(cost, mask, kind, group)):
+    for result in (returns_after(cost, mask, 1.0), baseline(cost, mask, kind, group)):
         assert result.isfinite().all()
         assert not result[~mask].any()
 
@@ -142,7 +143,6 @@ def test_an_advantage_depends_on_its_own_tokens_only_through_later_costs(
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_response_alone_has_neither_baseline_nor_centre(kind: str) -> None:
     cost, mask = COST[:1], MASK[:1]
-    close(centred(cost, mask), cost)
     close(package(cost, mask, GROUP[:1], kind), returns_after(cost, mask, 0.9))
 
 
