@@ -105,6 +105,8 @@ def check(command: str) -> None:
         check(words[words.index("--wrap") + 1].removeprefix("srun "))
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).is_file(), "a script that is not there"
+    elif words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
+        assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), "a script that is not there"
     elif words[:3] == ["python", "-m", "pytest"]:
         assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests")), command
     elif words[:2] == ["pip", "install"]:

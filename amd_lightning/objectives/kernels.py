@@ -76,8 +76,8 @@ def kernel_advantages(student_student: Tensor, student_teacher: Tensor) -> Tenso
     with G = 2 no l is left, and the first part is all there is.
 
     Unbiased as `kernel_scores` alone would be, and not always less noisy: the scores' mean is 0 already where
-    the policies agree, and the baseline then only adds its own noise, most of it for G = 2. It can pay where
-    G is larger and the policies differ.
+    the policies agree, and the baseline then only adds its own noise, most of it for G = 2. It pays where
+    G is larger and the policies differ: against a random policy from about 8 on (experiments/exact).
 
     Raises ValueError for fewer than two responses of the student.
     """

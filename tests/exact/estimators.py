@@ -211,9 +211,13 @@ def kernel_setting(world: str) -> tuple[Setting, Tensor]:
 def kernel_estimate(case: Setting, similarity: Tensor, size: int, teacher: Tensor, rule: Any) -> Estimate:
     """−mean_i ∇log q(y_i) · rule(student_student, student_teacher)_i, responses of the teacher given [M]."""
     tuples = torch.tensor(list(product(range(len(case.ids)), repeat=size)))
+    return moments(case.probability[tuples].prod(1), kernel_vectors(case, similarity, tuples, teacher, rule))
+
+
+def kernel_vectors(case: Setting, similarity: Tensor, tuples: Tensor, teacher: Tensor, rule: Any) -> Tensor:
+    """The same of each batch of responses, by their numbers [K, S]. -> [K, P]."""
     factor = rule(similarity[tuples.unsqueeze(2), tuples.unsqueeze(1)], similarity[tuples][..., teacher])
-    vectors = -torch.einsum("ki,kip->kp", factor, case.score.sum(1)[tuples]) / size
-    return moments(case.probability[tuples].prod(1), vectors)
+    return -torch.einsum("ki,kip->kp", factor, case.score.sum(1)[tuples]) / tuples.shape[1]
 
 
 def half_mmd_gradient(case: Setting, similarity: Tensor, teacher: Tensor, repulsion: float = 1.0) -> Tensor:
