@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amd_lightning import ranks
+from amd_lightning.objectives.chunked import chunks
 from amd_lightning.objectives.divergences import js, kl, rkl, tv
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
@@ -72,7 +73,7 @@ def compare(
     rank's, and what is found is that of all.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in (*DISTANCES, "log_ratio", "response")}
-    for chunk in _chunks(student, teacher, rollouts, logits_at_once):
+    for chunk in _compared(student, teacher, rollouts, logits_at_once):
         for name, distance in DISTANCES.items():
             found[name].append(distance(chunk.log_p, chunk.log_q).double().cpu())
         log_p, log_q = (one.gather(-1, chunk.actions.unsqueeze(-1)) for one in (chunk.log_p, chunk.log_q))
@@ -98,7 +99,7 @@ def _of_all_ranks(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     return whole
 
 
-def _chunks(
+def _compared(
     student: Policy, teacher: Policy, rollouts: Iterable[Rollout], logits_at_once: int
 ) -> Iterator[Chunk]:
     student.eval()
@@ -115,8 +116,7 @@ def _chunks(
         rollout = rollout.to(device)
         actions = rollout.response_ids[rollout.response_mask]
         student_hidden, teacher_hidden = student.hidden(rollout), teacher.hidden(rollout)
-        for start in range(0, len(actions) if counts else 0, size):
-            rows = slice(start, start + size)
+        for rows in chunks(len(actions) if counts else 0, size):
             yield Chunk(
                 response[rows],
                 actions[rows],
