@@ -58,7 +58,11 @@ class AdversarialModule(DistillationModule):
     # -- the two sides of the game -------------------------------------------------------------
 
     def critic_loss(self, tokens: Tokens, support: Support) -> Tensor:
-        """− (moment gap − ridge): the critics ascend. The policies are constants here. Scalar."""
+        """− (moment gap − ridge): the critics ascend. The policies are constants here. Scalar.
+
+        Tokens of a mixture with the teacher count as any: the importance of an action has the mean 1 at its
+        state, of which alone this is a value.
+        """
         f = self.critics.at(tokens, support)
         return -(tokens.weight * (support.gap(f) - self.ridge * support.penalty(f))).sum()
 

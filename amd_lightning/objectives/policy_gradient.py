@@ -123,7 +123,9 @@ def mixture_importance(log_p_a: Tensor, log_q_a: Tensor, teacher_share: float) -
 
     For tokens drawn from that mixture (teacher-mixed sampling, MiniLLM, section 2.2). It corrects for the
     token alone and not for those before it, whose weights would have to be multiplied: biased, exact only at
-    the first token, but never above 1/(1 − teacher_share).
+    the first token, but never above 1/(1 − teacher_share). Its mean at a state is 1, so a
+    distance over all actions, which MiniLLM weighs too, keeps its expectation and gets some noise
+    (experiments/exact has the variances).
 
     Raises ValueError for a share outside 0 to 1, or 1, where nothing bounds the weights.
     """

@@ -17,6 +17,7 @@ from torch import Tensor
 from amd_lightning.objectives.divergences import kl, tv
 from amd_lightning.objectives.kernels import kernel_advantages, kernel_scores
 from amd_lightning.objectives.moments import moment_gap
+from amd_lightning.objectives.policy_gradient import mixture_importance, returns_after
 from tests.exact import estimators
 from tests.exact.cases import Case, make_case, student_gradient
 from tests.exact.family import FAMILY, tanh_half_log_ratio
@@ -57,6 +58,10 @@ def main() -> None:
     for name in estimators.WORLDS:
         print(f"**Estimators, three responses a batch, {name}: f = sign, a random f, rkl**\n")
         table(["", "variance", "relative bias"], estimator_rows(name))
+    print("**Drawn from a mixture with the teacher, one response: f = sign, a random f, rkl**\n")
+    table(
+        ["world, the teacher's share", "bias", "variance", "with no weight on the direct term"], mixed_rows()
+    )
     print("**The kernel term: variance with its baseline over that without, by responses a prompt**\n")
     table(["teacher", *map(str, GROUPS)], kernel_rows())
 
@@ -310,6 +315,35 @@ def estimator_rows(world: str) -> Iterable[list[str]]:
                 " / ".join(f"{one.variance:.2f}" for _, one in found),
                 " / ".join(f"{estimators.relative_bias(one.mean, case.of_sum):.2g}" for case, one in found),
             ]
+
+
+SHARES = (0.2, 0.5)
+
+
+def mixed_rows() -> Iterable[list[str]]:
+    """Tokens weighed by their importance: relative bias, variance, and that with an unweighed direct term."""
+    for name, share in product(estimators.WORLDS, SHARES):
+        found = [mixed(estimators.setting(name, cost), share) for cost in COSTS]
+        yield [f"{name} {share}", *(" / ".join(f"{one[i]:.2f}" for one in found) for i in range(3))]
+
+
+def mixed(case: estimators.Setting, share: float) -> tuple[float, float, float]:
+    """A row's numbers for one cost."""
+    paths = [list(case.world.path(response)) for response in case.world.responses]
+    states = torch.tensor([[s for s, _ in path] + [0] * (case.world.horizon - len(path)) for path in paths])
+    log_p, log_q = (policy[states, case.ids].log() for policy in (case.p, case.q))
+    weight = mixture_importance(log_p, log_q, share) * case.mask
+    probability = response_probabilities(case.world, share * case.p + (1 - share) * case.q)
+    later = (weight * returns_after(case.expected, case.mask, 1.0)).unsqueeze(-1) * case.score
+    weighed, unweighed = (
+        estimators.moments(probability, (later + of_direct.unsqueeze(-1) * case.direct).sum(1))
+        for of_direct in (weight, case.mask.to(DTYPE))
+    )
+    return (
+        estimators.relative_bias(weighed.mean, case.of_sum),
+        weighed.variance,
+        unweighed.variance,
+    )
 
 
 GROUPS = (2, 3, 4, 6, 8, 12, 16)

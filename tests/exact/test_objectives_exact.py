@@ -34,6 +34,7 @@ from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.divergence import DivergenceModule
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives.divergences import DIVERGENCES, nll
+from amd_lightning.objectives.policy_gradient import mixture_importance
 from amd_lightning.objectives.support import Support, full_support
 from amd_lightning.types import Tokens
 
@@ -41,7 +42,7 @@ from . import formulas
 from .testbed import DTYPE, World, low_rank_features, random_logits
 
 EXACT = 1e-12
-ALPHA, RIDGE = 0.3, 2.0
+ALPHA, RIDGE, SHARE = 0.3, 2.0, 0.4
 BETAS = [0.0, 0.3, 1.0]
 WORLDS = {"no_eos": World(4, 4), "eos": World(5, 4, eos=0)}
 STUDENTS = ["tabular", "low_rank"]
@@ -141,11 +142,12 @@ def enumerate_tokens(
     """Every (source, state, action) as one packed token.
 
     Its weight is β's share × the probability that the source visits the state × that the action is taken
-    there: by the teacher on its own states, and by `on_writes`, "p" or "q", on the student's, where
-    `advantage` [S, V] says what it is charged with.
+    there: by the teacher on its own states, and by `on_writes` on the student's ("p", "q", or "mixture" with
+    `SHARE` of the teacher), where `advantage` [S, V] says what it is charged with.
     """
     off, on = formulas.state_weights(setting.world, setting.p, setting.q, beta, token_mean)
-    taken = setting.p if on_writes == "p" else setting.q
+    mixture = SHARE * setting.p + (1 - SHARE) * setting.q
+    taken = {"p": setting.p, "q": setting.q, "mixture": mixture}[on_writes]
     joint = torch.stack([off.unsqueeze(-1) * setting.p, on.unsqueeze(-1) * taken])
     source, state, action = joint.nonzero(as_tuple=True)  # a source whose share is 0 writes nothing
     return Tokens(
@@ -339,3 +341,44 @@ def test_each_critic_ascends_its_own_sides_gap_less_the_ridge(critic: str, beta:
             slope = -(weight.unsqueeze(-1) * (p - q - RIDGE * mu * f)).sum(0)
             torch.testing.assert_close(gradient, slope, rtol=0, atol=EXACT)
     assert loss.item() == pytest.approx(expected, abs=EXACT)
+
+
+# --- Tokens drawn from a mixture with the teacher ---
+
+
+@pytest.mark.parametrize("objective", ["rkl", "js", "moment_matching residual"])
+def test_importance_turns_tokens_of_a_mixture_into_the_students(objective: str) -> None:
+    """At given states: what is weighed by it has the expectation of the student's own tokens."""
+    setting = make_setting(WORLDS["eos"], "low_rank", seed=9)
+    advantage = random_logits(setting.world, seed=10)
+    mixed, own = (
+        enumerate_tokens(setting, beta=0.3, on_writes=writes, advantage=advantage)
+        for writes in ("mixture", "q")
+    )
+    found = package_gradient(make_module(objective, setting, teacher_share=SHARE), mixed)[1]
+    expected = package_gradient(make_module(objective, setting), own)[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+    assert (package_gradient(make_module(objective, setting), mixed)[1] - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("critic", ["residual", "learned", "tanh"])
+def test_critics_need_no_importance(critic: str) -> None:
+    """Its mean at a state is 1, and what a critic ascends there does not depend on the action: only noise."""
+    setting = make_setting(WORLDS["eos"], "low_rank", seed=9)
+    module = make_module(f"moment_matching {critic}", setting, teacher_share=SHARE)
+    assert isinstance(module, AdversarialModule)
+    tokens = enumerate_tokens(setting, beta=0.3, on_writes="mixture")
+    support = Support(*(module._loss(tokens, diagnose=False)[1].get(name) for name in Support._fields))  # type: ignore[arg-type]
+    log_p, log_q = (
+        policy.gather(-1, tokens.actions.unsqueeze(-1)).squeeze(-1)
+        for policy in (tokens.teacher_hidden, (tokens.student_hidden @ setting.weight).log_softmax(-1))
+    )
+    importance = mixture_importance(log_p, log_q, SHARE).where(~tokens.off_policy, 1.0)
+    assert importance.std() > 0.1
+    parameters = list(module.critics.parameters())
+    found = []
+    for weight in (tokens.weight, tokens.weight * importance):
+        loss = module.critic_loss(tokens._replace(weight=weight), support)
+        found.append([loss.detach(), *torch.autograd.grad(loss, parameters)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=EXACT)
