@@ -139,7 +139,7 @@ class Pipeline(Stages):
         spec = self.spec
 
         def measure(module: DistillationModule) -> Evaluation:
-            return self._evaluate(student, "valid", self._diagnosed(module))
+            return self._evaluate(student, "valid", self._diagnosed(module), module.held_out_critic())
 
         self.stopping.reserve = self._seconds_after_training()
         with self._timed("distil"):

@@ -20,6 +20,7 @@ from amd_lightning import ranks, starts
 from amd_lightning.cache import Artifact, Make
 from amd_lightning.data.examples import Split
 from amd_lightning.evaluation.decoding import batches, respond_to_all, response_tokens
+from amd_lightning.evaluation.distances import Critic
 from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
 from amd_lightning.evaluation.metrics import signatures
 from amd_lightning.policies import Policy
@@ -229,7 +230,9 @@ class Stages:
         """What identifies the text metrics: their names, without those that the task has no notion of."""
         return [name for name, score in self.spec.task.scorers.items() if score([""], [[""]]) is not None]
 
-    def _evaluate(self, policy: Policy, split: Split, diagnose: bool = True) -> Evaluation:
+    def _evaluate(
+        self, policy: Policy, split: Split, diagnose: bool = True, critic: Critic | None = None
+    ) -> Evaluation:
         evaluation = self.spec.evaluation
         return evaluate(
             policy,
@@ -241,6 +244,7 @@ class Stages:
             samples=evaluation.samples,
             seed=evaluation.seed,
             teacher_samples=self.teacher_samples[split] if diagnose else None,
+            critic=critic,
         )
 
     # -- bookkeeping ---------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
     }
     metrics = {"rouge_l", "accuracy", "sampled_accuracy", "tv_off", "tv_on", "kl_off", "rkl_on", "js_on"}
     metrics |= {"kl_sequence_off", "probe_off", "probe_train_on", "exact_match", "mmd_squared", "worst_case"}
+    gaps = {f"{name}_{side}" for name in ("moment_gap", "gap_over_tv") for side in ("off", "on")}
+    assert metrics - {"response_tokens"} | gaps <= set(found["validation"])
     for who in results.MODELS:
         assert metrics | {"parameters", "response_tokens", "seconds"} <= set(found[who])
         assert all(math.isfinite(value) for value in found[who].values())

@@ -10,6 +10,7 @@ from torch import Tensor
 from amd_lightning import ranks
 from amd_lightning.objectives.chunked import chunks
 from amd_lightning.objectives.divergences import js, kl, rkl, tv
+from amd_lightning.objectives.moments import moment_gap
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
 
@@ -26,12 +27,18 @@ class Chunk(NamedTuple):
     """[n] long, on the CPU: a token's response, counted through all rollouts, [B, C] row by row."""
     actions: Tensor
     """[n] long, the token that was written."""
+    student_hidden: Tensor
+    """[n, D_student]."""
     teacher_hidden: Tensor
     """[n, D_teacher]."""
     log_p: Tensor
     """[n, V], the teacher's."""
     log_q: Tensor
     """[n, V], the student's."""
+
+
+Critic = Callable[[bool, Chunk], Tensor]
+"""(whether the states are off-policy, n tokens) -> f at every action [n, V]."""
 
 
 class Comparison(NamedTuple):
@@ -51,6 +58,29 @@ class Comparison(NamedTuple):
     def per_sequence(self) -> dict[str, float]:
         """Means over responses of the sum over a response's tokens, as the game is written (Σ_t E)."""
         return {name: float(values.sum()) / len(self.log_ratio) for name, values in self.distances.items()}
+
+
+class CriticGap:
+    """The mean moment gap of a critic, gathered from the chunks of a pass over responses.
+
+    Args:
+        critic: n tokens -> f at every action [n, V].
+    """
+
+    def __init__(self, critic: Callable[[Chunk], Tensor]) -> None:
+        self.critic = critic
+        self._total, self._count = 0.0, 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in a chunk."""
+        gaps = moment_gap(chunk.log_p.exp(), chunk.log_q.exp(), self.critic(chunk))
+        self._total += float(gaps.double().sum())
+        self._count += len(gaps)
+
+    def mean(self) -> float:
+        """Over the tokens of all ranks."""
+        total, count = ranks.totals([self._total, self._count])
+        return total / count
 
 
 @torch.no_grad()
@@ -120,6 +150,7 @@ def _compared(
             yield Chunk(
                 response[rows],
                 actions[rows],
+                student_hidden[rows],
                 teacher_hidden[rows],
                 teacher.log_probs(teacher_hidden[rows]),
                 student.log_probs(student_hidden[rows]),

@@ -1,7 +1,8 @@
 """One policy, held-out prompts, every metric: the same for teacher, student and baselines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amd_lightning.data.examples import TokenisedExample, collate
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
-from amd_lightning.evaluation.distances import Comparison, compare
+from amd_lightning.evaluation.distances import Chunk, Comparison, Critic, CriticGap, compare
 from amd_lightning.evaluation.metrics import Scorer, example_scores
 from amd_lightning.evaluation.probe import NEITHER, ProbeStates, halves
 from amd_lightning.evaluation.sequences import sequence_gaps, worst_case
@@ -38,7 +39,10 @@ class Evaluation:
             moment distance (about 0..tv), with probe_train_off, probe_train_on on what it learned from;
 
             to the teacher's samples of whole responses: exact_match (0..1), exact_match_gap, ngram_gap
-            (0..1), length_gap (tokens), mmd_squared, worst_case (0..2).
+            (0..1), length_gap (tokens), mmd_squared, worst_case (0..2);
+
+            of a training critic, where one is given: moment_gap_off, moment_gap_on, the means over tokens,
+            and gap_over_tv_off, gap_over_tv_on, these over 2TV there.
 
             The probe and the gaps of whole responses are None where there are no teacher samples or too
             few responses. The teacher's own say how far two sets of samples of one policy are apart.
@@ -65,6 +69,7 @@ def evaluate(
     samples: int,
     seed: int,
     teacher_samples: Sequence[Sequence[list[int]]] | None,
+    critic: Critic | None = None,
 ) -> Evaluation:
     """Decode and sample every prompt, score the text, and measure the distances to the teacher.
 
@@ -75,6 +80,7 @@ def evaluate(
         seed: of these draws.
         teacher_samples: the teacher's draws at temperature 1, from another seed: the ids of one response
             to every example. None leaves out the probe and the gaps of whole responses.
+        critic: what `policy` was trained against.
     """
     policy.eval()
     pad_id = tokenizer.pad_token_id
@@ -96,7 +102,8 @@ def evaluate(
     if teacher_samples is not None:
         theirs = _side_by_side([stored(responses) for responses in teacher_samples])
     tokens = sum(int(rollout.response_mask.sum()) for rollout in on)
-    distances, spreads = _distances(policy, teacher, {"off": off, "on": on}, theirs, decoding.batch_size)
+    states = {"off": off, "on": on}
+    distances, spreads = _distances(policy, teacher, states, theirs, decoding.batch_size, critic)
     metrics: Metrics = {
         **_text_metrics(best, sampled, examples, scorers),
         "response_tokens": tokens / (samples * len(examples)),
@@ -172,21 +179,29 @@ def _distances(
     states: dict[str, list[Rollout]],
     teacher_written: list[Rollout] | None,
     size: int,
+    critic: Critic | None,
 ) -> tuple[Metrics, dict[str, list[int]]]:
     """What is measured between the policies, and `Evaluation.spreads`; `states` "off" and "on", about `size`
     responses a pass."""
     per_token: Metrics = {}
     per_sequence: Metrics = {}
     probes: Metrics = {}
+    critics: Metrics = {}
     found: dict[str, Comparison] = {}
     for source, rollouts in states.items():
         probe = ProbeStates(_first_draws(rollouts))
-        watch = None if teacher_written is None else probe.add
-        found[source] = compare(policy, teacher, _in_groups(rollouts, size), watch=watch)
+        watching = [] if teacher_written is None else [probe.add]
+        gap = None if critic is None else CriticGap(partial(critic, source == "off"))
+        watching += [] if gap is None else [gap.add]
+        found[source] = compare(policy, teacher, _in_groups(rollouts, size), watch=partial(_all, watching))
         per_token |= {f"{name}_{source}": value for name, value in found[source].per_token().items()}
         for name, value in found[source].per_sequence().items():
             per_sequence[f"{name}_sequence_{source}"] = value
         probes[f"probe_{source}"], probes[f"probe_train_{source}"] = probe.measure() or (None, None)
+        if gap is not None:
+            value, twice_tv = gap.mean(), 2.0 * found[source].per_token()["tv"]
+            critics[f"moment_gap_{source}"] = value
+            critics[f"gap_over_tv_{source}"] = value / twice_tv if twice_tv else None
     gaps: Metrics = dict.fromkeys(GAPS)
     if teacher_written is not None:
         on_teacher = compare(policy, teacher, _in_groups(teacher_written, size))
@@ -196,7 +211,12 @@ def _distances(
         f"tv_{source}": torch.histc(one.distances["tv"], BINS, 0.0, 1.0).long().tolist()
         for source, one in found.items()
     }
-    return {**per_token, **per_sequence, **probes, **gaps}, spreads
+    return {**per_token, **per_sequence, **probes, **critics, **gaps}, spreads
+
+
+def _all(watching: Sequence[Callable[[Chunk], None]], chunk: Chunk) -> None:
+    for watch in watching:
+        watch(chunk)
 
 
 def _first_draws(rollouts: Sequence[Rollout]) -> torch.Tensor:

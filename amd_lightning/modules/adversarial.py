@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from amd_lightning import ranks
 from amd_lightning.critics import CriticPair
+from amd_lightning.evaluation.distances import Chunk, Critic
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.diagnostics import token_values
 from amd_lightning.modules.optim import Optimisation
@@ -90,6 +92,20 @@ class AdversarialModule(DistillationModule):
                     on_support = support.gap(self.critics.at(tokens, support))
                 found["log.support_error"] = (on_support - found["distance"].detach()).abs()
         return found
+
+    def held_out_critic(self) -> Critic | None:
+        """The critics as they are, each on the states of its source; None where they are spread over ranks,
+        whose chunks are not equally many."""
+        if any(isinstance(parameter, DTensor) for parameter in self.critics.parameters()):
+            return None
+
+        def value(off_policy: bool, chunk: Chunk) -> Tensor:
+            source = torch.full_like(chunk.actions, off_policy, dtype=torch.bool)
+            states = (chunk.student_hidden, chunk.teacher_hidden, chunk.actions)
+            tokens = Tokens(*states, torch.ones_like(source, dtype=chunk.log_q.dtype), source)
+            return self.critics(tokens, chunk.log_p, chunk.log_q)
+
+        return value
 
     def sampled_cost(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
         """E_p f − f(the action written), whose mean under the student is the moment gap."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from amd_lightning import ranks
 from amd_lightning.errors import NonFiniteError
+from amd_lightning.evaluation.distances import Critic
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.clock import Clock
-from amd_lightning.modules.diagnostics import AXES, TokenMeans, response_metrics, split_logged
+from amd_lightning.modules.diagnostics import AXES, TokenMeans, response_metrics, split_logged, stand_in
 from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
 from amd_lightning.modules.likelihood import with_likelihood
 from amd_lightning.modules.optim import Optimisation
@@ -150,6 +151,10 @@ class DistillationModule(L.LightningModule):
                 self._count_tokens(batch)
                 if logged:
                     self._log(metrics | response_metrics(batch, self.student.end_ids))
+
+    def held_out_critic(self) -> Critic | None:
+        """f at held-out states, for validations: the run's own critic, or what stands in for one."""
+        return lambda off_policy, chunk: stand_in(chunk.log_p, chunk.log_q)
 
     def validated(self, metrics: Mapping[str, float | None]) -> None:
         """Told of every validation (`tracking.Validate`), its metrics without the head `valid/`."""

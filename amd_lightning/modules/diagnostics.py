@@ -112,6 +112,11 @@ def _added(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def stand_in(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The critic of a method that has none: the closed form at alpha .5, ridge 2. [N, V] twice -> [N, V]."""
+    return closed_form_critic(log_ratio(log_p, log_q), alpha=0.5, ridge=2.0)
+
+
 @torch.no_grad()
 def token_values(log_p: Tensor, log_q: Tensor, critic: Tensor | None = None) -> dict[str, Tensor]:
     """Moment gap, total variation and mean |f| at each state. Log-probabilities [N, V] -> [N] each.
@@ -120,7 +125,7 @@ def token_values(log_p: Tensor, log_q: Tensor, critic: Tensor | None = None) -> 
     `critic` [N, V] is the run's own; without one the closed form at alpha .5, ridge 2 stands in.
     """
     if critic is None:
-        critic = closed_form_critic(log_ratio(log_p, log_q), alpha=0.5, ridge=2.0)
+        critic = stand_in(log_p, log_q)
     p, q = log_p.exp(), log_q.exp()
     return {
         "log.moment_gap": moment_gap(p, q, critic),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from amd_lightning.data.examples import collate
-from amd_lightning.evaluation.distances import DISTANCES, Chunk, compare
+from amd_lightning.evaluation.distances import DISTANCES, Chunk, CriticGap, compare
 from amd_lightning.policies import Policy
 from amd_lightning.types import Rollout
 from tests.helpers import VOCABULARY, rollout, t5, tokenised
@@ -65,6 +65,19 @@ def test_chunks_never_hold_more_than_they_may() -> None:
     with torch.no_grad():
         hidden = torch.cat([TEACHER.hidden(one) for one in ROLLOUTS])
     torch.testing.assert_close(torch.cat([chunk.teacher_hidden for chunk in seen]), hidden)
+
+
+def test_a_critics_gap_is_the_mean_over_all_tokens() -> None:
+    def critic(chunk: Chunk) -> Tensor:  # of what it may see: both policies, both features
+        return chunk.log_p * chunk.student_hidden[:, :1] + chunk.teacher_hidden[:, :1] * chunk.log_q
+
+    gap = CriticGap(critic)
+    compare(STUDENT, TEACHER, ROLLOUTS, logits_at_once=2 * 5 * VOCABULARY, watch=gap.add)
+    log_p, log_q = whole(TEACHER, ROLLOUTS), whole(STUDENT, ROLLOUTS)
+    with torch.no_grad():
+        first = [torch.cat([one.hidden(some) for some in ROLLOUTS])[:, :1] for one in (STUDENT, TEACHER)]
+    expected = ((log_p.exp() - log_q.exp()) * (log_p * first[0] + first[1] * log_q)).sum(-1).mean()
+    assert gap.mean() == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_how_rows_are_batched_changes_nothing() -> None:

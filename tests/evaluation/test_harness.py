@@ -11,7 +11,7 @@ from amd_lightning.data.examples import Limits, PromptTemplate, TokenisedExample
 from amd_lightning.data.samsum import to_example
 from amd_lightning.data.tokenizer import train_tokenizer
 from amd_lightning.evaluation.decoding import Decoding, batches, respond_to_all, response_tokens
-from amd_lightning.evaluation.distances import DISTANCES
+from amd_lightning.evaluation.distances import DISTANCES, Chunk
 from amd_lightning.evaluation.harness import Evaluation, evaluate, evaluate_text
 from amd_lightning.evaluation.metrics import bleu, scorers
 from amd_lightning.policies import Policy
@@ -204,6 +204,24 @@ def test_the_teachers_own_gaps_are_those_of_two_sets_of_samples() -> None:
     other = run(policy(1), teacher, samples=3, teacher_samples=teacher_samples(teacher, 3)).metrics
     for name in ("ngram_gap", "mmd_squared", "worst_case"):
         assert (other[name] or 0.0) > (found[name] or 0.0)
+
+
+def test_a_training_critic_is_measured_on_the_states_of_its_source() -> None:
+    student, teacher = policy(1), policy(0)
+
+    def critic(off_policy: bool, chunk: Chunk) -> torch.Tensor:
+        sign = (chunk.log_p - chunk.log_q).sign()  # the best within ±1 on one side, half of its reverse
+        return sign if off_policy else -0.5 * sign
+
+    plain, found = run(student, teacher).metrics, run(student, teacher, critic=critic).metrics
+    assert found["gap_over_tv_off"] == pytest.approx(1.0, rel=1e-4)
+    assert found["gap_over_tv_on"] == pytest.approx(-0.5, rel=1e-4)
+    assert found["moment_gap_on"] == pytest.approx(-(found["tv_on"] or 0.0), rel=1e-4)
+    assert {name: found[name] for name in plain} == plain
+    assert set(found) - set(plain) == {
+        f"{name}_{side}" for name in ("moment_gap", "gap_over_tv") for side in ("off", "on")
+    }
+    assert run(teacher, teacher, critic=critic).metrics["gap_over_tv_off"] is None
 
 
 def test_one_prompt_has_no_second_half_for_the_probe() -> None:

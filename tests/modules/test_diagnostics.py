@@ -1,11 +1,13 @@
 """What is logged: the documented names, with values that can be checked by hand."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from amd_lightning.evaluation.distances import CriticGap, compare
 from amd_lightning.modules import diagnostics
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.diagnostics import TokenMeans, response_metrics, token_values
@@ -65,6 +67,22 @@ def test_what_is_logged_changes_no_gradient(method: str) -> None:
             torch.testing.assert_close(diagnosed.gradients[name], gradient, rtol=0, atol=0)
     assert not [name for name in silent.metrics if name.startswith("train/tv")]
     assert {"train/tv_off", "train/tv_on", "train/gap_over_tv"} <= set(diagnosed.metrics)
+
+
+@pytest.mark.parametrize("method", ["kl", "closed_form", "sign", "kernel", "residual", "learned"])
+@pytest.mark.parametrize("off_policy", [True, False])
+def test_held_out_states_meet_the_critic_that_training_states_meet(method: str, off_policy: bool) -> None:
+    """On the same states both measure the same gap; without a critic, that of what stands in for one."""
+    states = rollout([3, 5, 2], [[4], [1], [3]], [[off_policy]] * 3)
+    some = module(method, float(off_policy))
+    critic = some.held_out_critic()
+    assert critic is not None
+    assert some.teacher is not None
+    gap = CriticGap(partial(critic, off_policy))
+    compare(some.student, some.teacher, [states], watch=gap.add)
+    logged = accumulate(some, Batch(states, token_weights(states, float(off_policy), "token")), True).metrics
+    assert gap.mean() == pytest.approx(logged[f"train/moment_gap_{'off' if off_policy else 'on'}"], rel=1e-4)
+    assert abs(gap.mean()) > 1e-3
 
 
 @pytest.mark.parametrize("top_k", [None, 3])

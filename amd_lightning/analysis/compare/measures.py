@@ -97,6 +97,12 @@ def _steps() -> list[Measure]:
             meaning = f"{title} to the teacher {words}, sum over a response"
             found.append(Measure(f"{name}_sequence_{source}", f"{title} {source} a response", -1, 3, meaning))
     for source, words in SOURCES.items():
+        whose = "of the run's own critic (the closed form at alpha .5 without one)"
+        meaning = f"moment gap {whose} {words}, mean over tokens; of validations"
+        found.append(Measure(f"moment_gap_{source}", f"moment gap {source}", 0, 4, meaning))
+        meaning = f"that gap {words} over 2TV there: how near the critic is to the best within ±1"
+        found.append(Measure(f"gap_over_tv_{source}", f"gap / 2TV {source}", 0, 3, meaning))
+    for source, words in SOURCES.items():
         meaning = f"the probe's moment gap {words} that it learned from"
         found.append(Measure(f"probe_train_{source}", f"probe {source}, training half", 0, 4, meaning))
     return found
