@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.modules.base import DistillationModule
@@ -69,6 +70,31 @@ def assert_cuts_change_nothing(method: str, beta: float, normalise: str = "token
 @pytest.mark.parametrize("method, beta", METHODS)
 def test_cuts_change_no_gradient(method: str, beta: float) -> None:
     assert_cuts_change_nothing(method, beta)
+
+
+@pytest.mark.parametrize("method, beta", METHODS)
+@pytest.mark.parametrize("variant", [None, "horizon and kernel"])
+def test_padding_changes_no_gradient(method: str, beta: float, variant: str | None) -> None:
+    """Behind prompts, responses and the teacher's samples, whatever stands there."""
+    settings = VARIANTS[variant] if variant else {}
+    assert STATES.samples is not None
+    wider = STATES._replace(
+        prompt=STATES.prompt._replace(
+            input_ids=pad(STATES.prompt.input_ids, (0, 3), value=7),
+            attention_mask=pad(STATES.prompt.attention_mask, (0, 3)),
+        ),
+        response_ids=pad(STATES.response_ids, (0, 4), value=5),
+        response_mask=pad(STATES.response_mask, (0, 4)),
+        samples=Responses(*(pad(part, (0, 2)) for part in STATES.samples)),
+    )
+    found, expected = (
+        accumulate(double(method, beta, **settings), Batch(some, token_weights(some, beta, "token")))
+        for some in (wider, STATES)
+    )
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-5, abs=1e-7)
+    for name, gradient in expected.gradients.items():
+        if gradient is not None:
+            torch.testing.assert_close(found.gradients[name], gradient, rtol=0, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("method", ["rkl", "closed_form", "residual"])
