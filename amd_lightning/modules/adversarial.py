@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from amd_lightning import ranks
 from amd_lightning.critics import CriticPair
@@ -96,7 +96,7 @@ class AdversarialModule(DistillationModule):
     def held_out_critic(self) -> Critic | None:
         """The critics as they are, each on the states of its source; None where they are spread over ranks,
         whose chunks are not equally many."""
-        if any(isinstance(parameter, DTensor) for parameter in self.critics.parameters()):
+        if isinstance(self.critics, FSDPModule):
             return None
 
         def value(off_policy: bool, chunk: Chunk) -> Tensor:
