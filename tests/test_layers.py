@@ -80,11 +80,12 @@ LAYERS = {
     "modules.horizon": "ranks types objectives",
     "modules.adaptive": "",
     "modules.clock": "",
+    "modules.logged": "ranks modules.clock modules.diagnostics types",
     "modules.states": "modules.adaptive policies replay rollouts types",
     "modules.stored_teacher": "policies types",
     "modules.likelihood": "objectives.divergences types",
     "modules.base": f"{MODULES} modules.optim modules.diagnostics modules.horizon modules.adaptive "
-    "modules.clock modules.states modules.stored_teacher modules.likelihood",
+    "modules.clock modules.logged modules.states modules.stored_teacher modules.likelihood",
     "modules.divergence": f"{MODULES} modules",
     "modules.adversarial": f"{MODULES} modules",
     "models.initialisation": "",

@@ -6,12 +6,10 @@ student step; subclasses say what the distance at a state is, and what else move
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +17,10 @@ from amd_lightning import ranks
 from amd_lightning.errors import NonFiniteError
 from amd_lightning.evaluation.distances import Critic
 from amd_lightning.modules.adaptive import AdaptiveBeta
-from amd_lightning.modules.clock import Clock
-from amd_lightning.modules.diagnostics import AXES, TokenMeans, response_metrics, split_logged, stand_in
+from amd_lightning.modules.diagnostics import TokenMeans, response_metrics, split_logged, stand_in
 from amd_lightning.modules.horizon import Horizon, SequenceKernel, batch_advantages, kernel_costs
 from amd_lightning.modules.likelihood import with_likelihood
+from amd_lightning.modules.logged import LoggedModule
 from amd_lightning.modules.optim import Optimisation
 from amd_lightning.modules.states import States
 from amd_lightning.modules.stored_teacher import by_teacher, live_features, spread
@@ -35,7 +33,7 @@ from amd_lightning.rollouts import Sampler
 from amd_lightning.types import Batch, Rollout, Tokens
 
 
-class DistillationModule(L.LightningModule):
+class DistillationModule(LoggedModule):
     """Trains a student by manual optimization, one batch an update.
 
     Args:
@@ -100,14 +98,7 @@ class DistillationModule(L.LightningModule):
         self.teacher_share = teacher_share
         self.sft_weight = sft_weight
         self.chunk_tokens = chunk_tokens
-        self.update = 0
-        self.tokens_seen = {"off": 0, "on": 0, "teacher": 0}
         self._teacher_read = 0
-        self.latest: dict[str, float] = {}
-        self.clock = Clock()
-        self._started_at = self._logged_at = time.perf_counter()
-        self._seconds_before = 0.0
-        self._logged_update = 0
 
     # -- what a method says --------------------------------------------------------------------
 
@@ -148,9 +139,11 @@ class DistillationModule(L.LightningModule):
             metrics = self._update(batch, diagnose=logged)
             self.update += 1
             with self.clock("logging"):
-                self._count_tokens(batch)
+                self.count_tokens(batch, self._teacher_read)
+                self._teacher_read = 0
                 if logged:
-                    self._log(metrics | response_metrics(batch, self.student.end_ids))
+                    of_states = response_metrics(batch, self.student.end_ids) | self.states.metrics()
+                    self.log_update(metrics | of_states)
 
     def held_out_critic(self) -> Critic | None:
         """f at held-out states, for validations: the run's own critic, or what stands in for one."""
@@ -306,45 +299,6 @@ class DistillationModule(L.LightningModule):
 
         return self._over_chunks(terms, tokens)[1]["cost"]
 
-    def _count_tokens(self, batch: Batch) -> None:
-        per_response = batch.rollout.response_mask.sum(-1)
-        off = int(per_response[batch.rollout.off_policy].sum())
-        on = int(per_response[~batch.rollout.off_policy].sum())
-        for source, count in zip(self.tokens_seen, ranks.totals([off, on, self._teacher_read]), strict=True):
-            self.tokens_seen[source] += int(count)
-        self._teacher_read = 0
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        now = time.perf_counter()
-        since_last = now - self._logged_at
-        rate = (self.update - self._logged_update) / since_last if since_last > 0 else 0.0
-        self._logged_at, self._logged_update = now, self.update
-        self.latest = {
-            "update": self.update,
-            **metrics,
-            **self.states.metrics(),
-            **self.axes(),
-            "time/updates_per_second": rate,
-            **self.clock.read(),
-        }
-        self.log_to_all(self.latest)
-
-    def axes(self) -> dict[str, float]:
-        """What anything may be drawn against, beside the update: so far, whatever the method."""
-        written = self.tokens_seen["off"] + self.tokens_seen["on"]
-        teacher = self.tokens_seen["teacher"]
-        return dict(zip(AXES, (written, self.seconds, teacher), strict=True))
-
-    @property
-    def seconds(self) -> float:
-        """Of training so far, that of the run which this one goes on from included."""
-        return time.perf_counter() - self._started_at
-
-    def log_to_all(self, metrics: dict[str, float]) -> None:
-        """Hand metrics to every logger, with the update as the x-axis."""
-        for logger in self.loggers:
-            logger.log_metrics({"update": self.update, **metrics}, step=self.update)
-
     # -- optimizers ----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
@@ -403,19 +357,10 @@ class DistillationModule(L.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
-    def on_train_start(self) -> None:
-        self._logged_at = time.perf_counter()
-        self._started_at = self._logged_at - self._seconds_before
-        self._logged_update = self.update
-        self.clock.reset()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["progress"] = {"update": self.update, "tokens_seen": dict(self.tokens_seen)}
-        checkpoint["seconds"] = self.seconds
+        super().on_save_checkpoint(checkpoint)
         self.states.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.update = checkpoint["progress"]["update"]
-        self.tokens_seen = dict(checkpoint["progress"]["tokens_seen"])
-        self._seconds_before = checkpoint["seconds"]
+        super().on_load_checkpoint(checkpoint)
         self.states.load(checkpoint)
