@@ -162,3 +162,13 @@ def test_groups_that_do_not_exist_are_refused() -> None:
     )
     assert done.returncode == 2
     assert "no group nothing: arithmetic, bare, growth" in done.stderr
+
+
+def test_groups_keep_their_order_whichever_was_run_last(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.Bench, "pair", lambda self, *sizes: "pair")
+    some = made(bench, tmp_path)
+    for group in ("growth, batch", "bare", "trl_8k"):
+        some.keep(group, {}, {})
+    assert list(json.loads(some.path.read_text())) == ["trl_8k", "bare", "growth, batch"]

@@ -226,9 +226,15 @@ class Bench:
         """Write what was found down."""
         options = {key: getattr(self.options, key) for key in ("threads", "rounds", "updates")}
         self.results[group] = {"options": options, "comparisons": lines, "workers": raw}
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n")
+        self.in_order()
         for name, line in lines.items():
             print(name, json.dumps(line), flush=True)
+
+    def in_order(self) -> None:
+        """Write all that is known down, in the order of the groups, whichever was run last."""
+        known = [*(name for name in self.groups() if name in self.results), *self.results]
+        self.results = {name: self.results[name] for name in known}
+        self.path.write_text(json.dumps(self.results, indent=1) + "\n")
 
     # -- what is no contest of two -------------------------------------------------------------
 
@@ -324,7 +330,7 @@ def main() -> None:
             failed.append(name)
             print(f"{name}: {error}", file=sys.stderr)
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    bench.results = {name: bench.results[name] for name in groups if name in bench.results}
+    bench.in_order()
     report(bench.results, options.folder if options.quick else HERE)
     if failed:
         sys.exit(f"error: failed: {'; '.join(failed)}")

@@ -63,7 +63,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         if "spread" in line
     }
     growth = {group: found for group, found in results.items() if group.startswith("growth")}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.32 * len(bars) + 1.5), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 0.3 * len(bars) + 1.5), layout="constrained")
     for place, (_, line) in enumerate(reversed(list(bars.items()))):
         missed = line["target"] is not None and not line["reached"]
         left.barh(place, line["ratio"], color="tab:orange" if missed else "tab:blue", height=0.6)
@@ -84,4 +84,4 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )
     if growth:
         right.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
