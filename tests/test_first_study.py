@@ -18,6 +18,11 @@ import prepare  # noqa: E402
 import study  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def nothing_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(study, "RECORD", tmp_path / "results.csv")
+
+
 def options(out: Path, **changes: Any) -> argparse.Namespace:
     asked = {"out": out, "data": Path("data"), "tasks": ["multi30k"], "methods": None, "seeds": [0, 1, 2]}
     return argparse.Namespace(**(asked | changes))
@@ -62,6 +67,21 @@ def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:
         finish(tmp_path, study.Point("multi30k", "kd", rate, 0), score)
     assert study.chosen(tmp_path, "multi30k", "kd", 0) == 3e-4
     assert [point.learning_rate for point in study.points(asked)] == [1e-3, 3e-3, 3e-4]
+
+
+def test_what_another_machine_wrote_down_is_not_run_again(tmp_path: Path) -> None:
+    head = "task,method,beta,learning_rate,seed,regime,updates,seconds,split,metric,value\n"
+    line = "multi30k,kd,1.0,{},0,few_updates,200,88,{},sampled_bleu,{}\n".format
+    study.RECORD.write_text(
+        head + line(0.001, "valid", 20) + line(0.001, "test", 30) + line(0.01, "valid", 21)
+    )
+    asked = options(tmp_path, methods=["kd"], seeds=[0])
+    left = [p.learning_rate for p in study.points(asked) if study.validated(tmp_path, p) is None]
+    assert left == [3e-3]
+    finish(tmp_path, study.Point("multi30k", "kd", 3e-3, 0), 19.0)
+    assert study.rates(tmp_path, "multi30k", "kd", 0) == [1e-3, 3e-3, 3e-4]
+    finish(tmp_path, study.Point("multi30k", "kd", 3e-4, 0), 18.0)
+    assert study.chosen(tmp_path, "multi30k", "kd", 0) == 1e-3
 
 
 def test_facts_stand_in_the_question_and_not_in_the_response() -> None:

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from study import LEARNING_RATES, METHODS, SEEDS, TASKS, Point, chosen, finished, metric_of
+from study import (
+    LEARNING_RATES,
+    METHODS,
+    RECORD,
+    SEEDS,
+    TASKS,
+    Point,
+    chosen,
+    finished,
+    metric_of,
+    point_of,
+)  # fmt: skip
 
 from amd_lightning.analysis.compare.collect import Run, read_run
 from amd_lightning.analysis.compare.comparison import Comparison, comparison
@@ -57,17 +68,17 @@ COLUMNS = (
 
 def main(out: Path) -> None:
     """Write everything, and print the tables."""
-    rows: list[list[object]] = []
+    rows: list[list[object]] = list(recorded_elsewhere(out))
     compared: dict[str, Comparison] = {}
     for task in TASKS:
         rows += list(result_rows(out, task))
         found = methods_of(out, task)
         if found:
             compared[task] = comparison(found, metric=metric_of(found[0].runs[0].results))
-    with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    with RECORD.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(rows)
+        writer.writerows(sorted(rows, key=place))
     sections = [section(task, one) for task, one in compared.items()]
     (HERE / "tables.md").write_text("\n".join(sections), encoding="utf-8")
     print("\n".join(sections))
@@ -98,6 +109,22 @@ def methods_of(out: Path, task: str) -> list[Method]:
 
 
 # -- results.csv ------------------------------------------------------------------------------------
+
+
+def recorded_elsewhere(out: Path) -> Iterator[list[object]]:
+    """What is written down of runs that are not here: another machine made them."""
+    if not RECORD.is_file():
+        return
+    with RECORD.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if finished(out / point_of(row).place) is None:
+                yield [row[column] for column in COLUMNS]
+
+
+def place(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Where a row stands: by task, method, learning rate, seed, as the study has them."""
+    task, method, _, rate, seed = row[:5]
+    return TASKS.index(task), list(METHODS).index(method), float(rate), int(seed)
 
 
 def result_rows(out: Path, task: str) -> Iterator[list[object]]:

@@ -4,10 +4,12 @@
     python experiments/first_study/study.py status --out runs/first_study
 
 DIR holds one directory a task (README.md). Every run is `python -m amd_lightning.run` with the overrides
-that `command` adds; a run that stopped goes on where it stopped, one that is finished is left alone.
+that `command` adds; a run that stopped goes on where it stopped, one that is finished, or whose results
+stand in results.csv from another machine, is left alone.
 """
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,9 @@ CRITICS = ("amm_beta", "amm_learned")
 """Methods whose critics learn, at three times the student's learning rate (the project's default ratio)."""
 
 SEEDS = (0, 1, 2)
+
+RECORD = Path(__file__).parent / "results.csv"
+"""What `collect.py` wrote down of all runs so far, those of other machines too."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +142,10 @@ def rates(out: Path, task: str, method: str, seed: int) -> list[float]:
     asked = list(grid[len(grid) // 2 - 1 :][:2])
     while asked:
         for rate in asked:
-            results = finished(out / Point(task, method, rate, seed).place)
-            if results is None:
+            score = validated(out, Point(task, method, rate, seed))
+            if score is None:
                 return [*scores, *(rate for rate in asked if rate not in scores)]
-            scores[rate] = results["validation"][metric_of(results)]
+            scores[rate] = score
         best = grid.index(max(scores, key=scores.__getitem__))
         asked = [rate for rate in grid[max(best - 1, 0) : best + 2] if rate not in scores]
     return list(scores)
@@ -149,11 +155,34 @@ def chosen(out: Path, task: str, method: str, seed: int) -> float | None:
     """The learning rate whose run of `seed` validates best; None before its neighbours have run."""
     scores = {}
     for rate in rates(out, task, method, seed):
-        results = finished(out / Point(task, method, rate, seed).place)
-        if results is None:
+        score = validated(out, Point(task, method, rate, seed))
+        if score is None:
             return None
-        scores[rate] = results["validation"][metric_of(results)]
+        scores[rate] = score
     return max(scores, key=scores.__getitem__)
+
+
+def validated(out: Path, point: Point) -> float | None:
+    """What a run's learning rate is judged by, from the run itself or the record; None before it has run."""
+    results = finished(out / point.place)
+    if results is not None:
+        return float(results["validation"][metric_of(results)])
+    return recorded(RECORD).get(point)
+
+
+@lru_cache
+def recorded(record: Path) -> dict[Point, float]:
+    """Runs whose validation is written down."""
+    if not record.is_file():
+        return {}
+    with record.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "valid"]
+    return {point_of(row): float(row["value"]) for row in rows}
+
+
+def point_of(row: dict[str, str]) -> Point:
+    """The run that a row of the record is of."""
+    return Point(row["task"], row["method"], float(row["learning_rate"]), int(row["seed"]))
 
 
 def metric_of(results: dict[str, Any]) -> str:
@@ -194,7 +223,7 @@ def run(options: argparse.Namespace) -> int:
             if time.monotonic() - began > 3600 * options.hours:
                 return None
             for point in points(options):
-                if point not in taken and finished(options.out / point.place) is None:
+                if point not in taken and validated(options.out, point) is None:
                     taken.add(point)
                     return point
             return None
@@ -225,7 +254,9 @@ def show(options: argparse.Namespace) -> None:
         methods = methods_of(task, options)
         best = {method: chosen(options.out, task, method, options.seeds[0]) for method in methods}
         wanted = len(methods) * (3 + len(options.seeds) - 1)  # three learning rates, a fourth now and then
-        done = sum(1 for _ in (options.out / task).glob("*/*/*/results.json"))
+        paths = (options.out / task).glob("*/*/*/results.json")
+        here = {str(path.parent.relative_to(options.out)) for path in paths}
+        done = len(here | {point.place for point in recorded(RECORD) if point.task == task})
         print(
             f"{task}: {done} of about {wanted} runs; learning rates "
             + str({m: r for m, r in best.items() if r})
