@@ -61,6 +61,16 @@ def test_the_first_seed_climbs_the_grid_and_the_others_run_at_its_choice(tmp_pat
     assert [(point.learning_rate, point.seed) for point in study.points(asked)][3:] == [(3e-3, 1), (3e-3, 2)]
 
 
+def test_candidates_run_at_the_one_rate_that_is_known_for_them(tmp_path: Path) -> None:
+    name = study.CANDIDATES[0]
+    asked = options(tmp_path, methods=[name])
+    (first,) = study.points(asked)
+    assert first.learning_rate == study.RATE_OF_CANDIDATES["multi30k"]
+    finish(tmp_path, first, 20.0)
+    assert [(p.learning_rate, p.seed) for p in study.points(asked)] == [(3e-3, seed) for seed in (0, 1, 2)]
+    assert list(study.points(options(tmp_path, methods=[name], tasks=["dolly"]))) == []
+
+
 def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"], seeds=[0])
     for rate, score in ((1e-3, 20.0), (3e-3, 19.0), (3e-4, 21.0)):

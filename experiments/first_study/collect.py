@@ -23,6 +23,7 @@ from study import (
     Point,
     chosen,
     finished,
+    known_methods,
     metric_of,
     point_of,
 )  # fmt: skip
@@ -99,7 +100,7 @@ def runs_of(out: Path, task: str, method: str) -> list[Run]:
 def methods_of(out: Path, task: str) -> list[Method]:
     """The methods of a task that have chosen, with their seeds so far."""
     found = []
-    for name in METHODS:
+    for name in known_methods(task):
         runs = runs_of(out, task, name)
         if runs:
             objective = runs[0].results["objective"]
@@ -129,7 +130,7 @@ def place(row: Sequence[Any]) -> tuple[Any, ...]:
 
 def result_rows(out: Path, task: str) -> Iterator[list[object]]:
     """Validation of every run of the grid of learning rates, test of the chosen ones."""
-    for method in METHODS:
+    for method in known_methods(task):
         for rate in LEARNING_RATES[task]:
             for seed in SEEDS:
                 results = finished(out / Point(task, method, rate, seed).place)

@@ -43,8 +43,17 @@ METHODS: dict[str, tuple[str, ...]] = {
     "amm_closed_form.1": ("objective=amm_closed_form", "critic.alpha=0.1"),
     "amm_closed_form.25": ("objective=amm_closed_form", "critic.alpha=0.25"),
     "amm_closed_form.5": ("objective=amm_closed_form", "critic.alpha=0.5"),
+    "amm.5_beta1": ("objective=amm", "objective.beta=1", "critic.alpha=0.5"),
+    "amm_closed_form.25_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.25"),
+    "amm_closed_form.5_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.5"),
 }
 """Name -> what it adds to the task's experiment. The residual critic where none is named."""
+
+CANDIDATES = ("amm.5_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1")
+"""Of METHODS, what is tried after the others have run: at one learning rate, which they chose."""
+
+RATE_OF_CANDIDATES = {"multi30k": 3e-3}
+"""By task; no candidates where none is known yet."""
 
 LEARNING_RATES: dict[str, tuple[float, ...]] = {
     "multi30k": (3e-4, 1e-3, 3e-3, 1e-2),
@@ -62,7 +71,7 @@ OF_PRETRAINED = (
 METHODS_OF = {"strategyqa": OF_PRETRAINED, "dolly": OF_PRETRAINED}
 """Where the pretrained teacher's passes make a run long: not all of METHODS."""
 
-CRITICS = ("amm_beta", "amm_learned")
+CRITICS = ("amm_beta", "amm_learned", "amm.5_")
 """Methods whose critics learn, at three times the student's learning rate (the project's default ratio)."""
 
 SEEDS = (0, 1, 2)
@@ -131,15 +140,25 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
 
 def methods_of(task: str, options: argparse.Namespace) -> list[str]:
     """The methods of a task, or those of them that the command line asks for."""
+    return [method for method in known_methods(task) if not options.methods or method in options.methods]
+
+
+def known_methods(task: str) -> list[str]:
+    """All methods of a task, in their order."""
     known = METHODS_OF.get(task, tuple(METHODS))
-    return [method for method in known if not options.methods or method in options.methods]
+    return [method for method in known if task in RATE_OF_CANDIDATES or method not in CANDIDATES]
+
+
+def grid_of(task: str, method: str) -> tuple[float, ...]:
+    """The learning rates that a method may choose from."""
+    return (RATE_OF_CANDIDATES[task],) if method in CANDIDATES else LEARNING_RATES[task]
 
 
 def rates(out: Path, task: str, method: str, seed: int) -> list[float]:
     """The learning rates that a method has tried with `seed`, or is to try next, in that order."""
-    grid = LEARNING_RATES[task]
+    grid = grid_of(task, method)
     scores: dict[float, float] = {}
-    asked = list(grid[len(grid) // 2 - 1 :][:2])
+    asked = list(grid[max(len(grid) // 2 - 1, 0) :][:2])
     while asked:
         for rate in asked:
             score = validated(out, Point(task, method, rate, seed))
