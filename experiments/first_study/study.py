@@ -44,12 +44,15 @@ METHODS: dict[str, tuple[str, ...]] = {
     "amm_closed_form.25": ("objective=amm_closed_form", "critic.alpha=0.25"),
     "amm_closed_form.5": ("objective=amm_closed_form", "critic.alpha=0.5"),
     "amm.5_beta1": ("objective=amm", "objective.beta=1", "critic.alpha=0.5"),
+    "amm_slow_critic_beta1": ("objective=amm", "objective.beta=1", "optim.critic.learning_rate=1e-3"),
     "amm_closed_form.25_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.25"),
     "amm_closed_form.5_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.5"),
 }
 """Name -> what it adds to the task's experiment. The residual critic where none is named."""
 
-CANDIDATES = ("amm.5_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1")
+CANDIDATES = (
+    "amm.5_beta1", "amm_slow_critic_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1",
+)  # fmt: skip
 """Of METHODS, what is tried after the others have run: at one learning rate, which they chose."""
 
 RATE_OF_CANDIDATES = {"multi30k": 3e-3}
