@@ -47,13 +47,19 @@ METHODS: dict[str, tuple[str, ...]] = {
     "amm_slow_critic_beta1": ("objective=amm", "objective.beta=1", "optim.critic.learning_rate=1e-3"),
     "amm_closed_form.25_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.25"),
     "amm_closed_form.5_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.5"),
-}
+    "amm_closed_form.25_beta1_longer": (
+        "objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.25", "optim.student.updates=330",
+    ),
+    "distillm_longer": ("objective=distillm", "optim.student.updates=330"),
+}  # fmt: skip
 """Name -> what it adds to the task's experiment. The residual critic where none is named."""
 
 CANDIDATES = (
     "amm.5_beta1", "amm_slow_critic_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1",
+    "amm_closed_form.25_beta1_longer", "distillm_longer",
 )  # fmt: skip
-"""Of METHODS, what is tried after the others have run: at one learning rate, which they chose."""
+"""Of METHODS, what is tried after the others have run: at one learning rate, which they chose. `longer` ones take
+on captions about the seconds that gkd takes for its 200 updates."""
 
 RATE_OF_CANDIDATES = {"multi30k": 3e-3}
 """By task; no candidates where none is known yet."""
