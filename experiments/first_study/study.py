@@ -58,8 +58,8 @@ CANDIDATES = (
     "amm.5_beta1", "amm_slow_critic_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1",
     "amm_closed_form.25_beta1_longer", "distillm_longer",
 )  # fmt: skip
-"""Of METHODS, what is tried after the others have run: at one learning rate, which they chose. `longer` ones take
-on captions about the seconds that gkd takes for its 200 updates."""
+"""Of METHODS, what is tried after the others have run: at one learning rate, which they chose. `longer` ones
+take on captions about the seconds that gkd takes for its 200 updates."""
 
 RATE_OF_CANDIDATES = {"multi30k": 3e-3}
 """By task; no candidates where none is known yet."""
