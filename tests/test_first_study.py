@@ -3,8 +3,10 @@
 import argparse
 import json
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -25,12 +27,13 @@ def nothing_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def options(out: Path, **changes: Any) -> argparse.Namespace:
     asked = {"out": out, "data": Path("data"), "tasks": ["multi30k"], "methods": None, "seeds": [0, 1, 2]}
+    asked["set"] = []
     return argparse.Namespace(**(asked | changes))
 
 
 def finish(out: Path, point: study.Point, score: float, test: float = 0.0) -> None:
     folder = out / point.place
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     results = {"task": "iwslt", "validation": {"sampled_bleu": score}, "student": {"sampled_bleu": test}}
     (folder / "results.json").write_text(json.dumps(results))
 
@@ -61,14 +64,52 @@ def test_the_first_seed_climbs_the_grid_and_the_others_run_at_its_choice(tmp_pat
     assert [(point.learning_rate, point.seed) for point in study.points(asked)][3:] == [(3e-3, 1), (3e-3, 2)]
 
 
-def test_candidates_run_at_the_one_rate_that_is_known_for_them(tmp_path: Path) -> None:
-    name = study.CANDIDATES[0]
+def test_what_is_tried_at_one_rate_has_no_grid(tmp_path: Path) -> None:
+    name, rate = next(iter(study.AT_ONE_RATE["multi30k"].items()))
     asked = options(tmp_path, methods=[name])
     (first,) = study.points(asked)
-    assert first.learning_rate == study.RATE_OF_CANDIDATES["multi30k"]
+    assert first.learning_rate == rate
     finish(tmp_path, first, 20.0)
-    assert [(p.learning_rate, p.seed) for p in study.points(asked)] == [(3e-3, seed) for seed in (0, 1, 2)]
-    assert list(study.points(options(tmp_path, methods=[name], tasks=["dolly"]))) == []
+    assert [(p.learning_rate, p.seed) for p in study.points(asked)] == [(rate, seed) for seed in (0, 1, 2)]
+
+
+def test_a_critic_learns_in_its_proportion_to_the_student(tmp_path: Path) -> None:
+    asked = options(tmp_path, set=["trainer.accelerator=gpu"], data=tmp_path)
+    for method, rate in (("amm_beta.5", "0.003"), ("amm_slow_critic_beta1", "0.000333333")):
+        words = study.command(study.Point("dolly", method, 1e-3, 0), asked)
+        assert [word for word in words if word.startswith("optim.critic")] == [
+            f"optim.critic.learning_rate={rate}"
+        ]
+        assert words[-1] == "trainer.accelerator=gpu"
+    words = study.command(study.Point("dolly", "kd", 1e-3, 0), asked)
+    assert not any("optim.critic" in word for word in words)
+
+
+def test_a_free_worker_waits_for_what_hangs_on_a_run_under_way(tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["kd"], tasks=["dolly"], workers=3, hours=1.0, data=tmp_path)
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def launch(words: list[str], log: IO[str]) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        (folder,) = (
+            word.removeprefix("hydra.run.dir=") for word in words if word.startswith("hydra.run.dir")
+        )
+        task, method, rate, seed = Path(folder).relative_to(tmp_path).parts
+        point = study.Point(task, method, float(rate.removeprefix("lr")), int(seed.removeprefix("seed")))
+        finish(tmp_path, point, point.learning_rate)
+        with lock:
+            at_once -= 1
+        return 0
+
+    assert study.run(asked, launch) == 0
+    # Two rates, the one beside the best, then two further seeds at it, which no worker is lost for.
+    assert {p.name for p in (tmp_path / "dolly" / "kd").iterdir()} == {"lr0.0005", "lr0.001", "lr0.002"}
+    assert len(list((tmp_path / "dolly/kd/lr0.002").iterdir())) == 3
+    assert most == 2
 
 
 def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TASKS = ("multi30k", "samsum", "strategyqa", "dolly")
 """Of conf/experiment/first_study, in the order in which they are run."""
@@ -44,7 +44,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "amm_closed_form.25": ("objective=amm_closed_form", "critic.alpha=0.25"),
     "amm_closed_form.5": ("objective=amm_closed_form", "critic.alpha=0.5"),
     "amm.5_beta1": ("objective=amm", "objective.beta=1", "critic.alpha=0.5"),
-    "amm_slow_critic_beta1": ("objective=amm", "objective.beta=1", "optim.critic.learning_rate=1e-3"),
+    "amm_slow_critic_beta1": ("objective=amm", "objective.beta=1"),
     "amm_closed_form.25_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.25"),
     "amm_closed_form.5_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.5"),
     "amm_closed_form.25_beta1_longer": (
@@ -54,15 +54,21 @@ METHODS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Name -> what it adds to the task's experiment. The residual critic where none is named."""
 
-CANDIDATES = (
-    "amm.5_beta1", "amm_slow_critic_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1",
-    "amm_closed_form.25_beta1_longer", "distillm_longer",
+COMPARED = (
+    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "tv",
+    "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", "amm_closed_form.25", "amm_closed_form.25_beta1",
 )  # fmt: skip
-"""Of METHODS, what is tried after the others have run: at one learning rate, which they chose. `longer` ones
-take on captions about the seconds that gkd takes for its 200 updates."""
+METHODS_OF = {"samsum": COMPARED, "strategyqa": COMPARED, "dolly": COMPARED}
+"""Not all of METHODS where the first task told what to hold on the others."""
 
-RATE_OF_CANDIDATES = {"multi30k": 3e-3}
-"""By task; no candidates where none is known yet."""
+AT_ONE_RATE: dict[str, dict[str, float]] = {
+    "multi30k": dict.fromkeys(
+        ("amm.5_beta1", "amm_slow_critic_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1",
+         "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
+    ),
+}  # fmt: skip
+"""What was tried after the others had run, at the learning rate that they chose. `longer` ones take on
+captions about the seconds that gkd takes for its 200 updates."""
 
 LEARNING_RATES: dict[str, tuple[float, ...]] = {
     "multi30k": (3e-4, 1e-3, 3e-3, 1e-2),
@@ -73,15 +79,9 @@ LEARNING_RATES: dict[str, tuple[float, ...]] = {
 """Every method chooses among these on the validation split, with the first seed: it runs at the two in the
 middle, and then at whatever stands beside the best so far."""
 
-OF_PRETRAINED = (
-    "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "rkl_mixed",
-    "amm_beta.5", "amm_beta1", "amm_closed_form.25",
-)  # fmt: skip
-METHODS_OF = {"strategyqa": OF_PRETRAINED, "dolly": OF_PRETRAINED}
-"""Where the pretrained teacher's passes make a run long: not all of METHODS."""
-
-CRITICS = ("amm_beta", "amm_learned", "amm.5_")
-"""Methods whose critics learn, at three times the student's learning rate (the project's default ratio)."""
+CRITICS = {"amm_beta": 3.0, "amm_learned": 3.0, "amm.5_": 3.0, "amm_slow_critic": 1 / 3}
+"""How many times the student's learning rate the critic's is, by the beginning of the method's name: three
+times by the project's default."""
 
 SEEDS = (0, 1, 2)
 
@@ -114,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="overrides of every run: trainer.accelerator=gpu"
+    )
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
     options = parser.parse_args(arguments)
     if options.what == "status":
@@ -154,13 +157,13 @@ def methods_of(task: str, options: argparse.Namespace) -> list[str]:
 
 def known_methods(task: str) -> list[str]:
     """All methods of a task, in their order."""
-    known = METHODS_OF.get(task, tuple(METHODS))
-    return [method for method in known if task in RATE_OF_CANDIDATES or method not in CANDIDATES]
+    return list(METHODS_OF.get(task, METHODS))
 
 
 def grid_of(task: str, method: str) -> tuple[float, ...]:
     """The learning rates that a method may choose from."""
-    return (RATE_OF_CANDIDATES[task],) if method in CANDIDATES else LEARNING_RATES[task]
+    only = AT_ONE_RATE.get(task, {}).get(method)
+    return LEARNING_RATES[task] if only is None else (only,)
 
 
 def rates(out: Path, task: str, method: str, seed: int) -> list[float]:
@@ -231,29 +234,43 @@ def command(point: Point, options: argparse.Namespace) -> list[str]:
     """The command of a run."""
     overrides = [*METHODS[point.method], f"seed={point.seed}"]
     overrides.append(f"optim.student.learning_rate={point.learning_rate:g}")
-    if point.method.startswith(CRITICS):
-        overrides.append(f"optim.critic.learning_rate={3 * point.learning_rate:g}")
+    for beginning, ratio in CRITICS.items():
+        if point.method.startswith(beginning):
+            overrides.append(f"optim.critic.learning_rate={ratio * point.learning_rate:g}")
     return [
         sys.executable, "-m", "amd_lightning.run", f"+experiment=first_study/{point.task}", *overrides,
         f"data.path={options.data / point.task}", "logger=csv", "trainer.progress=lines",
-        f"hydra.run.dir={options.out / point.place}",
+        f"hydra.run.dir={options.out / point.place}", *options.set,
     ]  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
+Launch = Callable[[list[str], IO[str]], int]
+
+
+def launched(words: list[str], log: IO[str]) -> int:
+    """Run a command to its end, its output in `log`; the exit status."""
+    return subprocess.run(words, stdout=log, stderr=log, check=False).returncode
+
+
+def run(options: argparse.Namespace, launch: Launch = launched) -> int:
     """Run what is missing, `workers` at a time; the number of runs that failed."""
-    began, lock = time.monotonic(), threading.Lock()
+    began, change = time.monotonic(), threading.Condition()
     taken: set[Point] = set()
+    under_way: set[Point] = set()
     failed: list[Point] = []
 
     def following() -> Point | None:
-        with lock:
-            if time.monotonic() - began > 3600 * options.hours:
-                return None
-            for point in points(options):
-                if point not in taken and validated(options.out, point) is None:
-                    taken.add(point)
-                    return point
+        """What to run next; waits where that hangs on a run that is under way."""
+        with change:
+            while time.monotonic() - began < 3600 * options.hours:
+                for point in points(options):
+                    if point not in taken and validated(options.out, point) is None:
+                        taken.add(point)
+                        under_way.add(point)
+                        return point
+                if not under_way:
+                    return None
+                change.wait()
             return None
 
     def work() -> None:
@@ -262,11 +279,14 @@ def run(options: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             start = time.monotonic()
             with (folder / "console.log").open("a", encoding="utf-8") as log:
-                code = subprocess.run(command(point, options), stdout=log, stderr=log, check=False).returncode
+                code = launch(command(point, options), log)
             if code or finished(folder) is None:
                 failed.append(point)
             said = "failed, see console.log" if point in failed else "finished"
             print(f"{point.place}: {said} after {time.monotonic() - start:.0f} s", flush=True)
+            with change:
+                under_way.discard(point)
+                change.notify_all()
 
     workers = [threading.Thread(target=work) for _ in range(options.workers)]
     for worker in workers:
