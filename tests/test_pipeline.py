@@ -93,6 +93,11 @@ def test_distilling_brings_the_student_nearer(base: Run) -> None:
     assert base.outcome.evaluations["teacher"].metrics["tv_on"] == pytest.approx(0.0, abs=1e-5)
 
 
+def test_a_package_that_is_missing_fails_no_finished_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "PACKAGES", ("torch", "no-such-package"))
+    assert set(results.versions()) == {"python", "amd_lightning", "torch"}
+
+
 def test_results_have_the_documented_keys(base: Run, tmp_path: Path) -> None:
     found = results.assemble(base.outcome, {"task": "samsum", "seed": 0})
     assert set(found) == {

@@ -1,5 +1,6 @@
 """What a finished run leaves on disk: results.json and predictions.jsonl."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -95,12 +96,12 @@ def peak_memory_mb() -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this project and what it stands on."""
-    return {
-        "python": platform.python_version(),
-        "amd_lightning": __version__,
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
-    }
+    """Of Python, this project and what it stands on, without what is missing: no run fails by it."""
+    found = {"python": platform.python_version(), "amd_lightning": __version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def git_commit() -> str | None:
