@@ -1,4 +1,4 @@
-"""Finished runs of the study -> results.csv, tables.md and figures, beside this file.
+"""Finished runs of the study -> results.csv, tables.md and figures of each task, beside this file.
 
     python experiments/first_study/collect.py runs/first_study
 
@@ -10,10 +10,12 @@ import csv
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 from study import (
     LEARNING_RATES,
     METHODS,
@@ -21,6 +23,7 @@ from study import (
     SEEDS,
     TASKS,
     Point,
+    best_so_far,
     chosen,
     finished,
     known_methods,
@@ -49,7 +52,7 @@ YARDSTICKS = (
     "response_tokens",
 )
 """Beside the task's own metric, greedy and sampled."""
-DRAWN = ("kd", "gkd", "distillm", "minillm", "amm_beta.5", "amm_closed_form.25")
+DRAWN = ("kd", "gkd", "distillm", "minillm", "amm_beta.5", "amm_slow_critic_beta1")
 """Methods whose curves are drawn: all of them would hide one another."""
 
 STYLES: tuple[dict[str, Any], ...] = (
@@ -80,17 +83,24 @@ def main(out: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(sorted(rows, key=place))
-    sections = [section(task, one) for task, one in compared.items()]
+    sections = [section(out, task, one) for task, one in compared.items()]
     (HERE / "tables.md").write_text("\n".join(sections), encoding="utf-8")
     print("\n".join(sections))
-    for name, draw in (("overview.png", overview), ("curves.png", curves)):
-        if compared:
-            draw(compared).savefig(HERE / name, dpi=110, facecolor="white")
+    for task, one in compared.items():
+        save(overview(task, one), HERE / f"overview_{task}.png")
+        save(curves(task, one), HERE / f"curves_{task}.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A picture in few colours: a quarter of the bytes, and no eye tells."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=100, facecolor="white")
+    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def runs_of(out: Path, task: str, method: str) -> list[Run]:
-    """The finished runs of a method at the learning rate that it chose, by seed."""
-    rate = chosen(out, task, method, SEEDS[0])
+    """The finished runs of a method at the learning rate that it chose, or the best so far, by seed."""
+    rate = best_so_far(out, task, method, SEEDS[0])
     if rate is None:
         return []
     places = [out / Point(task, method, rate, seed).place for seed in SEEDS]
@@ -129,7 +139,7 @@ def place(row: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def result_rows(out: Path, task: str) -> Iterator[list[object]]:
-    """Validation of every run of the grid of learning rates, test of the chosen ones."""
+    """Validation of every run of the grid of learning rates, test of those at the best one so far."""
     for method in known_methods(task):
         for rate in LEARNING_RATES[task]:
             for seed in SEEDS:
@@ -141,7 +151,7 @@ def result_rows(out: Path, task: str) -> Iterator[list[object]]:
                 head.append(round(seconds))
                 judge = metric_of(results)
                 yield [*head, "valid", judge, f"{results['validation'][judge]:.4g}"]
-                if rate == chosen(out, task, method, SEEDS[0]):
+                if rate == best_so_far(out, task, method, SEEDS[0]):
                     for metric in (judge, judge.removeprefix("sampled_"), *YARDSTICKS):
                         yield [*head, "test", metric, f"{results['student'][metric]:.4g}"]
 
@@ -149,9 +159,19 @@ def result_rows(out: Path, task: str) -> Iterator[list[object]]:
 # -- tables -----------------------------------------------------------------------------------------
 
 
-def section(task: str, found: Comparison) -> str:
+def section(out: Path, task: str, found: Comparison) -> str:
     """A task's table and what its paired tests tell apart."""
-    return "\n".join([f"## {task}\n", markdown(found), *told_apart(found)])
+    return "\n".join([f"## {task}\n", markdown(found), *rates_told(out, task, found), *told_apart(found)])
+
+
+def rates_told(out: Path, task: str, found: Comparison) -> Iterator[str]:
+    """At which learning rate each method stands in the table, and which of them may choose another yet."""
+    told = [
+        f"{method.label} {method.runs[0].results['learning_rate']:g}"
+        + ("" if chosen(out, task, method.label, SEEDS[0]) else " (so far)")
+        for method in found.methods
+    ]
+    yield f"\nLearning rates, each method's own by validation: {', '.join(told)}."
 
 
 def told_apart(found: Comparison) -> Iterator[str]:
@@ -177,54 +197,48 @@ def told_apart(found: Comparison) -> Iterator[str]:
 # -- figures ----------------------------------------------------------------------------------------
 
 
-def overview(found: dict[str, Comparison]) -> Figure:
-    """A row a task, a column a yardstick: every method's mean and interval, the teacher's level dashed."""
-    figure = Figure(
-        (11.0, 0.8 + 0.24 * sum(len(one.methods) for one in found.values())), layout="constrained"
-    )
-    heights = [len(one.methods) for one in found.values()]
-    axes = figure.subplots(len(found), 4, squeeze=False, height_ratios=heights)
-    for row, (task, one) in zip(axes, found.items(), strict=True):
-        metrics = (one.judge, one.judge.removeprefix("sampled_"), "tv_on", "kl_off")
-        for axis, metric in zip(row, metrics, strict=True):
-            places = range(len(one.methods))
-            for place, method in zip(places, one.methods, strict=True):
-                cell = one.estimates.get((method.label, metric))
-                if cell is None:
-                    continue
-                colour = BLUE if method.label.startswith("amm") else BLACK
-                half = 0.0 if cell.low is None or cell.high is None else 0.5 * (cell.high - cell.low)
-                axis.errorbar(cell.mean, place, xerr=half, fmt="o", markersize=3.5, color=colour, linewidth=1)
-            teacher, _ = one.levels.get(metric, (None, None))
-            if teacher is not None and metric not in ("tv_on", "kl_off"):
-                axis.axvline(teacher, color=VERMILLION, linestyle="--", linewidth=0.8)
-            axis.set_title(f"{task}: {measure_of(metric).arrow}", fontsize=8)
-            axis.set_yticks(
-                places, [method.label for method in one.methods] if axis is row[0] else [""] * len(places)
-            )
-            axis.tick_params(labelsize=7)
-            axis.invert_yaxis()
-            axis.grid(axis="x", alpha=0.3)
+def overview(task: str, found: Comparison) -> Figure:
+    """A column a yardstick: every method's mean and interval, the teacher's level dashed."""
+    figure = Figure((11.0, 0.8 + 0.2 * len(found.methods)), layout="constrained")
+    axes = figure.subplots(1, 4)
+    places = range(len(found.methods))
+    metrics = (found.judge, found.judge.removeprefix("sampled_"), "tv_on", "kl_off")
+    for axis, metric in zip(axes, metrics, strict=True):
+        for place, method in zip(places, found.methods, strict=True):
+            cell = found.estimates.get((method.label, metric))
+            if cell is None:
+                continue
+            colour = BLUE if method.label.startswith("amm") else BLACK
+            half = 0.0 if cell.low is None or cell.high is None else 0.5 * (cell.high - cell.low)
+            axis.errorbar(cell.mean, place, xerr=half, fmt="o", markersize=3.5, color=colour, linewidth=1)
+        teacher, _ = found.levels.get(metric, (None, None))
+        if teacher is not None and metric not in ("tv_on", "kl_off"):
+            axis.axvline(teacher, color=VERMILLION, linestyle="--", linewidth=0.8)
+        axis.set_title(f"{task}: {measure_of(metric).arrow}", fontsize=8)
+        labels = [method.label for method in found.methods] if axis is axes[0] else [""] * len(places)
+        axis.set_yticks(places, labels)
+        axis.tick_params(labelsize=7)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
     return figure
 
 
-def curves(found: dict[str, Comparison]) -> Figure:
-    """A row a task: the validation metric over updates, and both moment distances while training."""
-    figure = Figure((11.0, 2.6 * len(found)), layout="constrained")
-    axes = figure.subplots(len(found), 3, squeeze=False)
-    for row, (task, one) in zip(axes, found.items(), strict=True):
-        keys = (f"valid/{one.judge}", "train/moment_gap_off", "train/moment_gap_on")
-        for axis, key in zip(row, keys, strict=True):
-            for style, method in zip(STYLES, (m for m in one.methods if m.label in DRAWN), strict=False):
-                curve = mean_curve([run.curves.get(key, []) for run in method.runs])
-                if curve:
-                    axis.plot(*zip(*curve, strict=True), label=method.label, linewidth=1.2, **style)
-            axis.set_title(f"{task}: {key}", fontsize=8)
-            axis.set_xlabel("update", fontsize=7)
-            axis.tick_params(labelsize=7)
-            axis.grid(alpha=0.3)
-        if row[0].has_data():
-            row[0].legend(fontsize=6)
+def curves(task: str, found: Comparison) -> Figure:
+    """The validation metric over updates, and both moment distances while training."""
+    figure = Figure((11.0, 2.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    keys = (f"valid/{found.judge}", "train/moment_gap_off", "train/moment_gap_on")
+    for axis, key in zip(axes, keys, strict=True):
+        for style, method in zip(STYLES, (m for m in found.methods if m.label in DRAWN), strict=False):
+            curve = mean_curve([run.curves.get(key, []) for run in method.runs])
+            if curve:
+                axis.plot(*zip(*curve, strict=True), label=method.label, linewidth=1.2, **style)
+        axis.set_title(f"{task}: {key}", fontsize=8)
+        axis.set_xlabel("update", fontsize=7)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    if axes[0].has_data():
+        axes[0].legend(fontsize=6)
     return figure
 
 

@@ -184,13 +184,16 @@ def rates(out: Path, task: str, method: str, seed: int) -> list[float]:
 
 def chosen(out: Path, task: str, method: str, seed: int) -> float | None:
     """The learning rate whose run of `seed` validates best; None before its neighbours have run."""
-    scores = {}
-    for rate in rates(out, task, method, seed):
-        score = validated(out, Point(task, method, rate, seed))
-        if score is None:
-            return None
-        scores[rate] = score
-    return max(scores, key=scores.__getitem__)
+    tried = rates(out, task, method, seed)
+    waits = any(validated(out, Point(task, method, rate, seed)) is None for rate in tried)
+    return None if waits else best_so_far(out, task, method, seed)
+
+
+def best_so_far(out: Path, task: str, method: str, seed: int) -> float | None:
+    """The learning rate that validates best of those that have run with `seed`; None where none has."""
+    found = {rate: validated(out, Point(task, method, rate, seed)) for rate in grid_of(task, method)}
+    scores = {rate: score for rate, score in found.items() if score is not None}
+    return max(scores, key=scores.__getitem__, default=None)
 
 
 def validated(out: Path, point: Point) -> float | None:
