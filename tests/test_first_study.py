@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -16,6 +17,7 @@ from amd_lightning.cli import validated
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments" / "first_study"))
+import collect  # noqa: E402
 import prepare  # noqa: E402
 import study  # noqa: E402
 
@@ -141,3 +143,27 @@ def test_facts_stand_in_the_question_and_not_in_the_response() -> None:
     assert given["question"] == "Ice is cold. Fire is hot. Is ice hot?"
     assert given["facts"] == []
     assert given["answer"] is False
+
+
+def test_the_summary_has_every_task_and_says_of_how_many_seeds() -> None:
+    def compared(judge: str, **means: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            judge=judge,
+            estimates={(name, judge): SimpleNamespace(mean=mean) for name, mean in means.items()},
+            levels={judge: (20.0, None)},
+            methods=[SimpleNamespace(label=name, runs=[None, None]) for name in means],
+        )
+
+    one, other = compared("sampled_bleu", kd=7.126), compared("sampled_accuracy", kd=0.5, gkd=0.25)
+    lines = collect.summary({"multi30k": one, "strategyqa": other}).splitlines()
+    assert "| teacher | 20.00 | 20.000 |" in lines
+    assert "| student before | – | – |" in lines
+    assert "| kd | 7.13 (2) | 0.500 (2) |" in lines
+    assert "| gkd | – | 0.250 (2) |" in lines
+
+
+def test_the_best_rate_so_far_is_told_before_it_is_chosen(tmp_path: Path) -> None:
+    finish(tmp_path, study.Point("dolly", "kd", 5e-4, 0), 20.0)
+    assert study.best_so_far(tmp_path, "dolly", "kd", 0) == 5e-4
+    assert study.chosen(tmp_path, "dolly", "kd", 0) is None
+    assert study.best_so_far(tmp_path, "dolly", "gkd", 0) is None

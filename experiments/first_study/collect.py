@@ -83,7 +83,7 @@ def main(out: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(sorted(rows, key=place))
-    sections = [section(out, task, one) for task, one in compared.items()]
+    sections = [summary(compared), *(section(out, task, one) for task, one in compared.items())]
     (HERE / "tables.md").write_text("\n".join(sections), encoding="utf-8")
     print("\n".join(sections))
     for task, one in compared.items():
@@ -157,6 +157,34 @@ def result_rows(out: Path, task: str) -> Iterator[list[object]]:
 
 
 # -- tables -----------------------------------------------------------------------------------------
+
+
+def summary(found: dict[str, Comparison]) -> str:
+    """A row a method, a column a task: sampled quality, mean of the seeds, and how many there are."""
+    labels = [
+        label for label in METHODS if any((label, one.judge) in one.estimates for one in found.values())
+    ]
+    lines = [
+        "## Sampled quality on every task\n",
+        "| | " + " | ".join(f"{task}: {measure_of(one.judge).title}" for task, one in found.items()) + " |",
+        "| :-- |" + " --: |" * len(found),
+    ]
+    for level, name in enumerate(("teacher", "student before")):
+        cells = [cell_text_of(one.levels[one.judge][level], one) for one in found.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for label in labels:
+        cells = []
+        for one in found.values():
+            cell = one.estimates.get((label, one.judge))
+            seeds = next((len(method.runs) for method in one.methods if method.label == label), 0)
+            cells.append("–" if cell is None else f"{cell_text_of(cell.mean, one)} ({seeds})")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "\nTest split; in brackets the training seeds.\n"])
+
+
+def cell_text_of(value: float | None, found: Comparison) -> str:
+    """A value in the digits of the metric that a task is judged by."""
+    return "–" if value is None else f"{value:.{3 if 'accuracy' in found.judge else 2}f}"
 
 
 def section(out: Path, task: str, found: Comparison) -> str:

@@ -190,8 +190,9 @@ def chosen(out: Path, task: str, method: str, seed: int) -> float | None:
 
 
 def best_so_far(out: Path, task: str, method: str, seed: int) -> float | None:
-    """The learning rate that validates best of those that have run with `seed`; None where none has."""
-    found = {rate: validated(out, Point(task, method, rate, seed)) for rate in grid_of(task, method)}
+    """The learning rate that validates best of those in `rates` that have run; None where none has."""
+    tried = rates(out, task, method, seed)
+    found = {rate: validated(out, Point(task, method, rate, seed)) for rate in tried}
     scores = {rate: score for rate, score in found.items() if score is not None}
     return max(scores, key=scores.__getitem__, default=None)
 
