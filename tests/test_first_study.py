@@ -114,6 +114,18 @@ def test_a_free_worker_waits_for_what_hangs_on_a_run_under_way(tmp_path: Path) -
     assert most == 2
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_run_that_could_not_be_started(tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["kd"], tasks=["dolly"], workers=3, hours=1.0, data=tmp_path)
+
+    def launch(words: list[str], log: IO[str]) -> int:
+        time.sleep(0.05)
+        raise OSError("no process can be started")
+
+    study.run(asked, launch)  # comes back
+
+
 def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"], seeds=[0])
     for rate, score in ((1e-3, 20.0), (3e-3, 19.0), (3e-4, 21.0)):

@@ -279,18 +279,23 @@ def run(options: argparse.Namespace, launch: Launch = launched) -> int:
 
     def work() -> None:
         while (point := following()) is not None:
-            folder = options.out / point.place
-            folder.mkdir(parents=True, exist_ok=True)
-            start = time.monotonic()
-            with (folder / "console.log").open("a", encoding="utf-8") as log:
-                code = launch(command(point, options), log)
-            if code or finished(folder) is None:
-                failed.append(point)
-            said = "failed, see console.log" if point in failed else "finished"
-            print(f"{point.place}: {said} after {time.monotonic() - start:.0f} s", flush=True)
-            with change:
-                under_way.discard(point)
-                change.notify_all()
+            try:
+                attempt(point)
+            finally:  # whatever befell it, nobody is to wait for it
+                with change:
+                    under_way.discard(point)
+                    change.notify_all()
+
+    def attempt(point: Point) -> None:
+        folder = options.out / point.place
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        with (folder / "console.log").open("a", encoding="utf-8") as log:
+            code = launch(command(point, options), log)
+        if code or finished(folder) is None:
+            failed.append(point)
+        said = "failed, see console.log" if point in failed else "finished"
+        print(f"{point.place}: {said} after {time.monotonic() - start:.0f} s", flush=True)
 
     workers = [threading.Thread(target=work) for _ in range(options.workers)]
     for worker in workers:
