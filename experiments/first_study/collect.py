@@ -35,7 +35,7 @@ from amd_lightning.analysis.compare.collect import Run, read_run
 from amd_lightning.analysis.compare.comparison import Comparison, comparison
 from amd_lightning.analysis.compare.measures import measure_of
 from amd_lightning.analysis.compare.methods import Method
-from amd_lightning.analysis.compare.tables import cell_text, markdown
+from amd_lightning.analysis.compare.tables import cell_text, markdown, number
 from amd_lightning.analysis.figures import BLACK, BLUE, SKY, VERMILLION
 from amd_lightning.analysis.runs import Curve
 
@@ -170,21 +170,20 @@ def summary(found: dict[str, Comparison]) -> str:
         "| :-- |" + " --: |" * len(found),
     ]
     for level, name in enumerate(("teacher", "student before")):
-        cells = [cell_text_of(one.levels[one.judge][level], one) for one in found.values()]
+        levels = [(one, one.levels[one.judge][level]) for one in found.values()]
+        cells = [
+            "–" if value is None else number(value, measure_of(one.judge).decimals) for one, value in levels
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for label in labels:
         cells = []
         for one in found.values():
             cell = one.estimates.get((label, one.judge))
             seeds = next((len(method.runs) for method in one.methods if method.label == label), 0)
-            cells.append("–" if cell is None else f"{cell_text_of(cell.mean, one)} ({seeds})")
+            text = cell and number(cell.mean, measure_of(one.judge).decimals)
+            cells.append(f"{text} ({seeds})" if text else "–")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join([*lines, "\nTest split; in brackets the training seeds.\n"])
-
-
-def cell_text_of(value: float | None, found: Comparison) -> str:
-    """A value in the digits of the metric that a task is judged by."""
-    return "–" if value is None else f"{value:.{3 if 'accuracy' in found.judge else 2}f}"
 
 
 def section(out: Path, task: str, found: Comparison) -> str:
