@@ -158,17 +158,20 @@ def test_facts_stand_in_the_question_and_not_in_the_response() -> None:
 
 
 def test_the_summary_has_every_task_and_says_of_how_many_seeds() -> None:
-    def compared(judge: str, **means: float) -> SimpleNamespace:
+    def compared(judge: str, teacher: float, **means: float) -> SimpleNamespace:
         return SimpleNamespace(
             judge=judge,
             estimates={(name, judge): SimpleNamespace(mean=mean) for name, mean in means.items()},
-            levels={judge: (20.0, None)},
+            levels={judge: (teacher, None)},
             methods=[SimpleNamespace(label=name, runs=[None, None]) for name in means],
         )
 
-    one, other = compared("sampled_bleu", kd=7.126), compared("sampled_accuracy", kd=0.5, gkd=0.25)
+    one, other = (
+        compared("sampled_bleu", 20.0, kd=7.126),
+        compared("sampled_accuracy", 0.64, kd=0.5, gkd=0.25),
+    )
     lines = collect.summary({"multi30k": one, "strategyqa": other}).splitlines()
-    assert "| teacher | 20.00 | 20.000 |" in lines
+    assert "| teacher | 20.00 | 0.640 |" in lines
     assert "| student before | – | – |" in lines
     assert "| kd | 7.13 (2) | 0.500 (2) |" in lines
     assert "| gkd | – | 0.250 (2) |" in lines

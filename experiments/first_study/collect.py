@@ -256,7 +256,8 @@ def curves(task: str, found: Comparison) -> Figure:
     axes = figure.subplots(1, 3)
     keys = (f"valid/{found.judge}", "train/moment_gap_off", "train/moment_gap_on")
     for axis, key in zip(axes, keys, strict=True):
-        for style, method in zip(STYLES, (m for m in found.methods if m.label in DRAWN), strict=False):
+        for method in (method for method in found.methods if method.label in DRAWN):
+            style = STYLES[DRAWN.index(method.label)]  # one for all tasks, whichever methods have run
             curve = mean_curve([run.curves.get(key, []) for run in method.runs])
             if curve:
                 axis.plot(*zip(*curve, strict=True), label=method.label, linewidth=1.2, **style)
