@@ -1,6 +1,7 @@
 """Kill -9 a short run at random moments, take it up again, and compare with the run that was left alone.
 
     python experiments/resume/kills.py [--kills 20] [--out experiments/resume/README.md]
+    python experiments/resume/kills.py --set trainer.accelerator=gpu    # where there is a GPU
 
 Every attempt is a process of its own (a fork of this one, which has the libraries in memory), killed from
 outside: some at a moment drawn uniformly over the distillation, some as soon as a drawn update is in its
@@ -167,14 +168,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a README whose table is replaced")
+    parser.add_argument("--set", nargs="+", default=[], help="overrides of every run: trainer.accelerator=gpu")
     options = parser.parse_args()
+    OPTIONS.extend(options.set)
     root = Path(tempfile.mkdtemp(prefix="kills_"))
     os.environ["AMD_LIGHTNING_CACHE"] = str(root / "cache")
     prepare()
-    attempt(root / "first", None)  # fills the cache
-    status, seconds = attempt(root / "alone", None)
-    assert status == 0, (root / "alone.log").read_text()
+    for name in ("first", "again", "alone"):  # the first one fills the cache
+        status, seconds = attempt(root / name, None)
+        assert status == 0, (root / f"{name}.log").read_text()
     alone = left(root / "alone")
+    words = ["same" if a == b else "DIFFERS" for a, b in zip(left(root / "again"), alone, strict=True)]
+    print(f"left alone twice (weights, metrics.csv, results): {', '.join(words)}", flush=True)
     lines = [
         "| kill | aimed at | struck in | update | went on after | weights | metrics.csv | results |",
         "|---|---|---|---|---|---|---|---|",
