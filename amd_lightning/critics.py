@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_lightning.objectives.moments import closed_form_critic, kernel_critic, log_ratio, sign_critic
-from amd_lightning.objectives.selected import products_at
+from amd_lightning.objectives.selected import products_at, rows_at
 from amd_lightning.objectives.support import TAIL, Support
 from amd_lightning.types import Tokens
 
@@ -56,7 +56,7 @@ class CriticHead(nn.Module):
         tail = actions == TAIL
         asked = actions.clamp(min=0)
         values = products_at(hidden.to(self.values.weight.dtype), self.values.weight, asked)
-        values = values + self.values.bias.index_select(0, asked.flatten()).unflatten(0, asked.shape)
+        values = values + rows_at(self.values.bias.unsqueeze(-1), asked).squeeze(-1)
         return values.masked_fill(tail, 0.0)
 
     def _hidden(self, student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:

@@ -126,8 +126,9 @@ class _Probe:
         self.known = actions[actions != TAIL].unique()
         self.fit, self.places = fit, self._places(fit.support)
         index, present = self.places
-        tokens = fit.features.new_zeros(len(self.known))
-        tokens = tokens.index_add(0, index.flatten(), (fit.support.mixture * present).flatten())
+        # Summed on the CPU: a GPU adds as its threads come, and the probe would not measure the same twice.
+        shares, places = ((fit.support.mixture * present).flatten().cpu(), index.flatten().cpu())
+        tokens = shares.new_zeros(len(self.known)).index_add(0, places, shares).to(index.device)
         self.unit = (PRIOR + RIDGE * tokens).rsqrt()
         size = fit.features.shape[-1]
         # float32 whatever torch's default, which precision=bf16-true lowers.

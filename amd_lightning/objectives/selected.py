@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding, embedding_bag
 
 
 def products_at(hidden: Tensor, weight: Tensor, actions: Tensor) -> Tensor:
@@ -23,8 +23,19 @@ def products_at(hidden: Tensor, weight: Tensor, actions: Tensor) -> Tensor:
     """
     if weight.is_cpu and weight.dtype in (torch.float32, torch.float64) and actions.numel():
         return _ProductsAt.apply(hidden, weight, actions)
-    rows = weight.index_select(0, actions.flatten()).unflatten(0, actions.shape)
-    return torch.bmm(rows, hidden.unsqueeze(-1)).squeeze(-1)
+    return torch.bmm(rows_at(weight, actions), hidden.unsqueeze(-1)).squeeze(-1)
+
+
+def rows_at(weight: Tensor, actions: Tensor) -> Tensor:
+    """The rows of a matrix that actions ask for. [V, R], [N, M] long -> [N, M, R].
+
+    On a GPU as an embedding, whose gradient sums what is asked for twice in one order: an index_select's is
+    summed as its threads come, and no run there repeats another. On a CPU both are the same, bit for bit,
+    and this one is the faster.
+    """
+    if weight.is_cpu:
+        return weight.index_select(0, actions.flatten()).unflatten(0, actions.shape)
+    return embedding(actions, weight)
 
 
 class _ProductsAt(torch.autograd.Function):

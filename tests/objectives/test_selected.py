@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amd_lightning.objectives.selected import products_at
+from amd_lightning.objectives.selected import products_at, rows_at
 from amd_lightning.objectives.support import GROUP, _largest
 
 
@@ -27,11 +27,34 @@ def test_values_and_gradients_are_those_of_the_gathered_rows(states: int, asked:
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
-def test_the_same_actions_give_the_same_bits_twice() -> None:
-    weight = torch.randn(50, 8, requires_grad=True)
-    hidden, actions = torch.randn(64, 8), torch.randint(0, 50, (64, 30))
-    first, second = (torch.autograd.grad(products_at(hidden, weight, actions).sum(), weight)[0] for _ in "ab")
+ON_GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+def test_the_same_actions_give_the_same_bits_twice(device: str) -> None:
+    weight = torch.randn(50, 8, requires_grad=True, device=device)
+    hidden, actions = torch.randn(640, 8, device=device), torch.randint(0, 50, (640, 60), device=device)
+    upstream = torch.randn(640, 60, device=device)
+
+    def gradients() -> tuple[Tensor, ...]:
+        bias = rows_at(weight[:, :1], actions).squeeze(-1)
+        return torch.autograd.grad(products_at(hidden, weight, actions) + bias, weight, upstream)
+
+    (first,), (second,) = gradients(), gradients()
     assert torch.equal(first, second)
+
+
+def test_rows_away_from_the_cpu_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(20, 6, requires_grad=True)
+    actions, upstream = torch.randint(0, 20, (7, 9)), torch.randn(7, 9, 6)
+    here = rows_at(weight, actions)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    there = rows_at(weight, actions)
+    assert there.grad_fn is not None
+    assert "Embedding" in there.grad_fn.name()
+    assert torch.equal(here, there)
+    of_here, of_there = (torch.autograd.grad(rows, weight, upstream)[0] for rows in (here, there))
+    assert torch.equal(of_here, of_there)
 
 
 def test_half_precision_takes_the_plain_way() -> None:
