@@ -24,7 +24,7 @@ import study  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def nothing_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(study, "RECORD", tmp_path / "results.csv")
+    monkeypatch.setattr(study, "RECORD", tmp_path / "results")
 
 
 def options(out: Path, **changes: Any) -> argparse.Namespace:
@@ -61,9 +61,25 @@ def test_the_first_seed_climbs_the_grid_and_the_others_run_at_its_choice(tmp_pat
         finish(tmp_path, point, score, test)
     more = list(study.points(asked))
     assert [(point.learning_rate, point.seed) for point in more] == [(1e-3, 0), (3e-3, 0), (1e-2, 0)]
-    assert study.chosen(tmp_path, "multi30k", "kd", 0) is None
-    finish(tmp_path, more[-1], 21.0, 9.0)
+    assert study.chosen(tmp_path, "multi30k", "kd", asked.seeds) is None
+    finish(tmp_path, more[-1], 20.0, 9.0)
     assert [(point.learning_rate, point.seed) for point in study.points(asked)][3:] == [(3e-3, 1), (3e-3, 2)]
+
+
+def test_all_seeds_decide_between_rates_that_are_close(tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["kd"], seeds=[0, 1, 2, 3])
+    grid = {1e-3: 20.0, 3e-3: 20.5, 1e-2: 15.0}
+    for rate, score in grid.items():
+        finish(tmp_path, study.Point("multi30k", "kd", rate, 0), score)
+    further = [(p.learning_rate, p.seed) for p in study.points(asked) if p.seed]
+    assert further == [(3e-3, 1), (1e-3, 1), (3e-3, 2), (1e-3, 2)]  # 3 chooses nothing, and waits
+    assert study.chosen(tmp_path, "multi30k", "kd", asked.seeds) is None
+    assert study.best_so_far(tmp_path, "multi30k", "kd", asked.seeds) == 3e-3
+    for rate, score in ((1e-3, 20.0), (3e-3, 19.0)):
+        for seed in (1, 2):
+            finish(tmp_path, study.Point("multi30k", "kd", rate, seed), score)
+    assert study.chosen(tmp_path, "multi30k", "kd", asked.seeds) == 1e-3
+    assert [(p.learning_rate, p.seed) for p in study.points(asked)][-1] == (1e-3, 3)
 
 
 def test_what_is_tried_at_one_rate_has_no_grid(tmp_path: Path) -> None:
@@ -130,14 +146,15 @@ def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"], seeds=[0])
     for rate, score in ((1e-3, 20.0), (3e-3, 19.0), (3e-4, 21.0)):
         finish(tmp_path, study.Point("multi30k", "kd", rate, 0), score)
-    assert study.chosen(tmp_path, "multi30k", "kd", 0) == 3e-4
+    assert study.chosen(tmp_path, "multi30k", "kd", [0]) == 3e-4
     assert [point.learning_rate for point in study.points(asked)] == [1e-3, 3e-3, 3e-4]
 
 
 def test_what_another_machine_wrote_down_is_not_run_again(tmp_path: Path) -> None:
     head = "task,method,beta,learning_rate,seed,regime,updates,seconds,split,metric,value\n"
     line = "multi30k,kd,1.0,{},0,few_updates,200,88,{},sampled_bleu,{}\n".format
-    study.RECORD.write_text(
+    study.RECORD.mkdir()
+    (study.RECORD / "multi30k.csv").write_text(
         head + line(0.001, "valid", 20) + line(0.001, "test", 30) + line(0.01, "valid", 21)
     )
     asked = options(tmp_path, methods=["kd"], seeds=[0])
@@ -146,7 +163,7 @@ def test_what_another_machine_wrote_down_is_not_run_again(tmp_path: Path) -> Non
     finish(tmp_path, study.Point("multi30k", "kd", 3e-3, 0), 19.0)
     assert study.rates(tmp_path, "multi30k", "kd", 0) == [1e-3, 3e-3, 3e-4]
     finish(tmp_path, study.Point("multi30k", "kd", 3e-4, 0), 18.0)
-    assert study.chosen(tmp_path, "multi30k", "kd", 0) == 1e-3
+    assert study.chosen(tmp_path, "multi30k", "kd", [0]) == 1e-3
 
 
 def test_facts_stand_in_the_question_and_not_in_the_response() -> None:
@@ -179,6 +196,6 @@ def test_the_summary_has_every_task_and_says_of_how_many_seeds() -> None:
 
 def test_the_best_rate_so_far_is_told_before_it_is_chosen(tmp_path: Path) -> None:
     finish(tmp_path, study.Point("dolly", "kd", 5e-4, 0), 20.0)
-    assert study.best_so_far(tmp_path, "dolly", "kd", 0) == 5e-4
-    assert study.chosen(tmp_path, "dolly", "kd", 0) is None
-    assert study.best_so_far(tmp_path, "dolly", "gkd", 0) is None
+    assert study.best_so_far(tmp_path, "dolly", "kd", study.SEEDS) == 5e-4
+    assert study.chosen(tmp_path, "dolly", "kd", study.SEEDS) is None
+    assert study.best_so_far(tmp_path, "dolly", "gkd", study.SEEDS) is None

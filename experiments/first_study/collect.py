@@ -1,4 +1,4 @@
-"""Finished runs of the study -> results.csv, tables.md and figures of each task, beside this file.
+"""Finished runs of the study -> results/TASK.csv, tables.md and figures of each task, beside this file.
 
     python experiments/first_study/collect.py runs/first_study
 
@@ -29,6 +29,7 @@ from study import (
     known_methods,
     metric_of,
     point_of,
+    rows_of,
 )  # fmt: skip
 
 from amd_lightning.analysis.compare.collect import Run, read_run
@@ -40,7 +41,8 @@ from amd_lightning.analysis.figures import BLACK, BLUE, SKY, VERMILLION
 from amd_lightning.analysis.runs import Curve
 
 HERE = Path(__file__).parent
-REGIME = "few_updates"
+MORE_SEEDS = (3, 4)
+"""Of the closest pairs."""
 YARDSTICKS = (
     "tv_off",
     "tv_on",
@@ -76,19 +78,27 @@ def main(out: Path) -> None:
     compared: dict[str, Comparison] = {}
     for task in TASKS:
         rows += list(result_rows(out, task))
+        write(task, sorted((row for row in rows if row[0] == task), key=place))
         found = methods_of(out, task)
         if found:
             compared[task] = comparison(found, metric=metric_of(found[0].runs[0].results))
-    with RECORD.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(sorted(rows, key=place))
     sections = [summary(compared), *(section(out, task, one) for task, one in compared.items())]
     (HERE / "tables.md").write_text("\n".join(sections), encoding="utf-8")
     print("\n".join(sections))
     for task, one in compared.items():
         save(overview(task, one), HERE / f"overview_{task}.png")
         save(curves(task, one), HERE / f"curves_{task}.png")
+
+
+def write(task: str, rows: Sequence[Sequence[object]]) -> None:
+    """The record of a task, where there is any."""
+    if not rows:
+        return
+    RECORD.mkdir(exist_ok=True)
+    with (RECORD / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -100,10 +110,10 @@ def save(figure: Figure, path: Path) -> None:
 
 def runs_of(out: Path, task: str, method: str) -> list[Run]:
     """The finished runs of a method at the learning rate that it chose, or the best so far, by seed."""
-    rate = best_so_far(out, task, method, SEEDS[0])
+    rate = best_so_far(out, task, method, SEEDS)
     if rate is None:
         return []
-    places = [out / Point(task, method, rate, seed).place for seed in SEEDS]
+    places = [out / Point(task, method, rate, seed).place for seed in (*SEEDS, *MORE_SEEDS)]
     return [read_run(place) for place in places if finished(place) is not None]
 
 
@@ -119,17 +129,14 @@ def methods_of(out: Path, task: str) -> list[Method]:
     return found
 
 
-# -- results.csv ------------------------------------------------------------------------------------
+# -- results ------------------------------------------------------------------------------------
 
 
 def recorded_elsewhere(out: Path) -> Iterator[list[object]]:
     """What is written down of runs that are not here: another machine made them."""
-    if not RECORD.is_file():
-        return
-    with RECORD.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if finished(out / point_of(row).place) is None:
-                yield [row[column] for column in COLUMNS]
+    for row in rows_of(RECORD):
+        if finished(out / point_of(row).place) is None:
+            yield [row[column] for column in COLUMNS]
 
 
 def place(row: Sequence[Any]) -> tuple[Any, ...]:
@@ -142,16 +149,17 @@ def result_rows(out: Path, task: str) -> Iterator[list[object]]:
     """Validation of every run of the grid of learning rates, test of those at the best one so far."""
     for method in known_methods(task):
         for rate in LEARNING_RATES[task]:
-            for seed in SEEDS:
+            for seed in (*SEEDS, *MORE_SEEDS):
                 results = finished(out / Point(task, method, rate, seed).place)
                 if results is None:
                     continue
                 seconds = results["cost"]["seconds"]["distil"]
-                head = [task, method, results["objective"]["beta"], rate, seed, REGIME, results["updates"]]
+                regime = "many_updates" if task.endswith("_long") else "few_updates"
+                head = [task, method, results["objective"]["beta"], rate, seed, regime, results["updates"]]
                 head.append(round(seconds))
                 judge = metric_of(results)
                 yield [*head, "valid", judge, f"{results['validation'][judge]:.4g}"]
-                if rate == best_so_far(out, task, method, SEEDS[0]):
+                if rate == best_so_far(out, task, method, SEEDS):
                     for metric in (judge, judge.removeprefix("sampled_"), *YARDSTICKS):
                         yield [*head, "test", metric, f"{results['student'][metric]:.4g}"]
 
@@ -195,7 +203,7 @@ def rates_told(out: Path, task: str, found: Comparison) -> Iterator[str]:
     """At which learning rate each method stands in the table, and which of them may choose another yet."""
     told = [
         f"{method.label} {method.runs[0].results['learning_rate']:g}"
-        + ("" if chosen(out, task, method.label, SEEDS[0]) else " (so far)")
+        + ("" if chosen(out, task, method.label, SEEDS) else " (so far)")
         for method in found.methods
     ]
     yield f"\nLearning rates, each method's own by validation: {', '.join(told)}."

@@ -5,17 +5,18 @@
 
 DIR holds one directory a task (README.md). Every run is `python -m amd_lightning.run` with the overrides
 that `command` adds; a run that stopped goes on where it stopped, one that is finished, or whose results
-stand in results.csv from another machine, is left alone.
+stand in results/ from another machine, is left alone.
 """
 
 import argparse
 import csv
 import json
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -85,16 +86,21 @@ LEARNING_RATES: dict[str, tuple[float, ...]] = {
     "multi30k_long": (3e-3,),
 }
 """Every method chooses among these on the validation split, with the first seed: it runs at the two in the
-middle, and then at whatever stands beside the best so far."""
+middle, and then at whatever stands beside the best so far. `CLOSE` calls are left to all seeds."""
+
+CLOSE = 0.05
+"""A learning rate whose first seed validates within this share of the best has its other seeds run too, and
+the mean decides: one seed and a few hundred responses tell no more."""
 
 CRITICS = {"amm_beta": 3.0, "amm_learned": 3.0, "amm.5_": 3.0, "amm_slow_critic": 1 / 3}
 """How many times the student's learning rate the critic's is, by the beginning of the method's name: three
 times by the project's default."""
 
 SEEDS = (0, 1, 2)
+"""These choose the learning rate; more of them (`--seeds 0 1 2 3 4`) run at it and choose nothing."""
 
-RECORD = Path(__file__).parent / "results.csv"
-"""What `collect.py` wrote down of all runs so far, those of other machines too."""
+RECORD = Path(__file__).parent / "results"
+"""What `collect.py` wrote down of all runs so far, those of other machines too: TASK.csv."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,8 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
                     yield Point(task, method, tried[method][place], first)
         for seed in others:
             for method in methods:
-                best = chosen(options.out, task, method, first)
-                if best is not None:
-                    yield Point(task, method, best, seed)
+                for rate in contenders(options.out, task, method, options.seeds, seed):
+                    yield Point(task, method, rate, seed)
 
 
 def methods_of(task: str, options: argparse.Namespace) -> list[str]:
@@ -190,19 +195,69 @@ def rates(out: Path, task: str, method: str, seed: int) -> list[float]:
     return list(scores)
 
 
-def chosen(out: Path, task: str, method: str, seed: int) -> float | None:
-    """The learning rate whose run of `seed` validates best; None before its neighbours have run."""
-    tried = rates(out, task, method, seed)
-    waits = any(validated(out, Point(task, method, rate, seed)) is None for rate in tried)
-    return None if waits else best_so_far(out, task, method, seed)
+def contenders(out: Path, task: str, method: str, seeds: Sequence[int], seed: int) -> list[float]:
+    """The learning rates that a further seed is to run at; none before the first seed has run at all of its.
+
+    All that are close to the best where the seed is one that chooses, the chosen one where it is not.
+    """
+    tried = rates(out, task, method, seeds[0])
+    scores = scores_at(out, task, method, tried, seeds[0])
+    if None in scores.values():
+        return []
+    if seed not in judges(seeds):
+        best = chosen(out, task, method, seeds)
+        return [] if best is None else [best]
+    return close(scores)
 
 
-def best_so_far(out: Path, task: str, method: str, seed: int) -> float | None:
-    """The learning rate that validates best of those in `rates` that have run; None where none has."""
-    tried = rates(out, task, method, seed)
-    found = {rate: validated(out, Point(task, method, rate, seed)) for rate in tried}
-    scores = {rate: score for rate, score in found.items() if score is not None}
-    return max(scores, key=scores.__getitem__, default=None)
+def close(scores: Mapping[float, float | None]) -> list[float]:
+    """Of learning rates and what they validated at, the best and those close to it, the best first."""
+    known = {rate: score for rate, score in scores.items() if score is not None}
+    best = max(known.values(), default=0.0)
+    return sorted(
+        (rate for rate, score in known.items() if score >= (1.0 - CLOSE) * best),
+        key=lambda rate: -known[rate],
+    )
+
+
+def chosen(out: Path, task: str, method: str, seeds: Sequence[int]) -> float | None:
+    """The learning rate that validates best; None before all that decides it has run: the neighbours of the
+    first seed's best, and of several close ones every seed that chooses."""
+    scores = scores_at(out, task, method, rates(out, task, method, seeds[0]), seeds[0])
+    rivals = close(scores)
+    if None in scores.values():
+        return None
+    points = [Point(task, method, rate, seed) for rate in rivals for seed in judges(seeds)]
+    if len(rivals) > 1 and any(validated(out, point) is None for point in points):
+        return None
+    return best_so_far(out, task, method, seeds)
+
+
+def best_so_far(out: Path, task: str, method: str, seeds: Sequence[int]) -> float | None:
+    """The learning rate that validates best of those that have run, None where none has: the first seed's
+    best, or of the close ones that have run with all seeds that choose the one with the best mean."""
+    rivals = close(scores_at(out, task, method, rates(out, task, method, seeds[0]), seeds[0]))
+    means: dict[float, float] = {}
+    for rate in rivals:
+        points = [Point(task, method, rate, seed) for seed in judges(seeds)]
+        scores = [score for point in points if (score := validated(out, point)) is not None]
+        if len(scores) == len(points):
+            means[rate] = statistics.fmean(scores)
+    if rivals and rivals[0] in means:
+        return max(means, key=means.__getitem__)
+    return rivals[0] if rivals else None
+
+
+def judges(seeds: Sequence[int]) -> list[int]:
+    """Those of the seeds that choose learning rates; the first one where none of `SEEDS` is asked for."""
+    return [seed for seed in seeds if seed in SEEDS] or list(seeds[:1])
+
+
+def scores_at(
+    out: Path, task: str, method: str, tried: Sequence[float], seed: int
+) -> dict[float, float | None]:
+    """What each of these learning rates validated at, None where it has not run."""
+    return {rate: validated(out, Point(task, method, rate, seed)) for rate in tried}
 
 
 def validated(out: Path, point: Point) -> float | None:
@@ -216,11 +271,18 @@ def validated(out: Path, point: Point) -> float | None:
 @lru_cache
 def recorded(record: Path) -> dict[Point, float]:
     """Runs whose validation is written down."""
-    if not record.is_file():
-        return {}
-    with record.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "valid"]
-    return {point_of(row): float(row["value"]) for row in rows}
+    return {point_of(row): float(row["value"]) for row in rows_of(record) if row["split"] == "valid"}
+
+
+def rows_of(record: Path) -> list[dict[str, str]]:
+    """All that is written down, task by task."""
+    rows = []
+    for task in TASKS:
+        path = record / f"{task}.csv"
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += list(csv.DictReader(file))
+    return rows
 
 
 def point_of(row: dict[str, str]) -> Point:
@@ -249,9 +311,10 @@ def command(point: Point, options: argparse.Namespace) -> list[str]:
     for beginning, ratio in CRITICS.items():
         if point.method.startswith(beginning):
             overrides.append(f"optim.critic.learning_rate={ratio * point.learning_rate:g}")
+    data = options.data / point.task.removesuffix("_long")
     return [
         sys.executable, "-m", "amd_lightning.run", f"+experiment=first_study/{point.task}", *overrides,
-        f"data.path={options.data / point.task.removesuffix('_long')}", "logger=csv", "trainer.progress=lines",
+        f"data.path={data}", "logger=csv", "trainer.progress=lines",
         f"hydra.run.dir={options.out / point.place}", *options.set,
     ]  # fmt: skip
 
@@ -317,7 +380,7 @@ def show(options: argparse.Namespace) -> None:
     """How many runs of each task are finished, and what has been chosen."""
     for task in options.tasks:
         methods = methods_of(task, options)
-        best = {method: chosen(options.out, task, method, options.seeds[0]) for method in methods}
+        best = {method: chosen(options.out, task, method, options.seeds) for method in methods}
         wanted = len(methods) * (3 + len(options.seeds) - 1)  # three learning rates, a fourth now and then
         paths = (options.out / task).glob("*/*/*/results.json")
         here = {str(path.parent.relative_to(options.out)) for path in paths}

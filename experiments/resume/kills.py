@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a README whose table is replaced")
-    parser.add_argument("--set", nargs="+", default=[], help="overrides of every run: trainer.accelerator=gpu")
+    parser.add_argument("--set", nargs="+", default=[], help="overrides of all: trainer.accelerator=gpu")
     options = parser.parse_args()
     OPTIONS.extend(options.set)
     root = Path(tempfile.mkdtemp(prefix="kills_"))
