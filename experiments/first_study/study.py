@@ -71,8 +71,8 @@ METHODS_OF = {"samsum": COMPARED, "strategyqa": COMPARED, "dolly": COMPARED, "mu
 
 AT_ONE_RATE: dict[str, dict[str, float]] = {
     "multi30k": dict.fromkeys(
-        ("amm.5_beta1", "amm_slow_critic_beta1", "amm_slow_critic.1_beta1", "amm_closed_form.25_beta1", "amm_closed_form.5_beta1",
-         "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
+        ("amm.5_beta1", "amm_slow_critic_beta1", "amm_slow_critic.1_beta1", "amm_closed_form.25_beta1",
+         "amm_closed_form.5_beta1", "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
     ),
     "multi30k_long": dict.fromkeys(LONG, 3e-3),
 }  # fmt: skip
