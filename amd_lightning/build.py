@@ -27,6 +27,7 @@ from amd_lightning.config.rules import ONLY_T5, uses_off_policy
 from amd_lightning.config.running import OptimiserConfig, StageConfig
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.critics import (
+    AlphaRamp,
     ClosedFormCritic,
     CriticHead,
     CriticPair,
@@ -170,6 +171,7 @@ def make_module(config: RunConfig, student: Policy, teacher: Policy) -> Distilla
             critics=CriticPair(off_policy, on_policy),
             support=_support(config.critic, student.vocabulary_size),
             ridge=config.critic.ridge,
+            alpha=_alpha(config.critic),
             critic_optimisation=_optimisation(config.optim.critic),
             critic_steps_per_update=config.critic.steps,
             **shared,
@@ -316,6 +318,10 @@ def _critic(critic: CriticConfig, student: Policy, teacher: Policy) -> QCritic:
         case CriticKind.learned | CriticKind.linear:
             return LearnedCritic(head)
     raise AssertionError(critic.kind)
+
+
+def _alpha(critic: CriticConfig) -> AlphaRamp | None:
+    return None if critic.alpha_start is None else AlphaRamp(critic.alpha_start, critic.alpha)
 
 
 FULL_BELOW = 16

@@ -16,7 +16,7 @@ linear and tanh are the plain forms, for comparison: without a ridge they drift 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,26 @@ class CriticHead(nn.Module):
         return torch.tanh(self.features(torch.cat(seen, dim=-1)))
 
 
+class AlphaRamp(NamedTuple):
+    """The mixture of the ridge over a run: alpha moves linearly from `start` to `end`.
+
+    With alpha near 0 the student descends KL, which makes it cover what the teacher does and pulls hardest
+    where it has missed a mode; with a larger one it seeks modes, and its samples get better. Ours.
+    """
+
+    start: float
+    end: float
+
+    def at(self, update: int, updates: int) -> float:
+        """Alpha for the update behind `update` of `updates`."""
+        return self.start + (self.end - self.start) * min(1.0, update / updates)
+
+
 class QCritic(nn.Module):
     """f(s, a). Subclasses say what it is at every action."""
+
+    def set_alpha(self, alpha: float) -> None:
+        """From now on the ridge is that of this mixture. Nothing here: f is not made from it."""
 
     def forward(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Packed tokens and both policies' log-probabilities [N, V] -> f [N, V]."""
@@ -87,6 +105,9 @@ class ClosedFormCritic(QCritic):
     def __init__(self, alpha: float, ridge: float) -> None:
         super().__init__()
         self.alpha, self.ridge = alpha, ridge
+
+    def set_alpha(self, alpha: float) -> None:
+        self.alpha = alpha
 
     def forward(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
         return closed_form_critic(log_ratio(log_p, log_q).detach(), self.alpha, self.ridge)
@@ -153,6 +174,9 @@ class ResidualCritic(LearningCritic):
         super().__init__(head)
         self.alpha, self.ridge = alpha, ridge
 
+    def set_alpha(self, alpha: float) -> None:
+        self.alpha = alpha
+
     def combine(self, value: Tensor, log_ratio: Tensor) -> Tensor:
         return closed_form_critic(torch.add(log_ratio, value, alpha=2.0), self.alpha, self.ridge)
 
@@ -187,6 +211,11 @@ class CriticPair(nn.Module):
     def learns(self) -> bool:
         """Whether there is anything to train."""
         return self.off_policy.learns or self.on_policy.learns
+
+    def set_alpha(self, alpha: float) -> None:
+        """See `QCritic.set_alpha`; of both."""
+        self.off_policy.set_alpha(alpha)
+        self.on_policy.set_alpha(alpha)
 
     def forward(self, tokens: Tokens, log_p: Tensor, log_q: Tensor) -> Tensor:
         """f at every state, from the critic of its source. Packed tokens, log-probs [N, V] -> [N, V]."""

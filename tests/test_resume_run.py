@@ -33,6 +33,8 @@ CONFIG: dict[str, Any] = {
         "student": {"updates": 8, "learning_rate": 0.003, "schedule": "cosine"},
         "critic": {"schedule": "constant"},
     },
+    "objective": {"distance": "moment_matching"},
+    "critic": {"alpha_start": None},
     "rollout": {"replay": {"capacity": 0, "decay": False}},
     "trainer": {"threads": 1, "progress": "auto", "validate_every": 4, "time_budget": None},
     "logger": {"wandb": {"mode": "offline"}},
@@ -126,6 +128,11 @@ def test_what_is_shown_and_where_it_lies_may_change(values: dict[str, Any], tmp_
             {"optim__student__schedule": "constant", "optim__critic__schedule": "linear"},
             {"optim__student__updates": 9},
             "optim.critic.schedule=linear spans the whole run",
+        ),
+        (
+            {"optim__student__schedule": "constant", "critic__alpha_start": 0.01},
+            {"optim__student__updates": 9},
+            "critic.alpha_start spans the whole run",
         ),
         (
             {

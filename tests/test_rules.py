@@ -36,6 +36,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("critic__steps", 0, "critic.steps=0 must be at least 1"),
     ("critic__alpha", 0.0, "critic.alpha=0.0 must be greater than 0.0"),
     ("critic__alpha", 1.0, "critic.alpha=1.0 must be less than 1.0"),
+    ("critic__alpha_start", 0.0, "critic.alpha_start=0.0 must be greater than 0.0"),
     ("critic__ridge", -0.1, "critic.ridge=-0.1 must be at least 0.0"),
     ("critic__top_k", 0, "critic.top_k=0 must be at least 1"),
     ("critic__samples", 0, "critic.samples=0 must be at least 1"),
@@ -370,7 +371,11 @@ IGNORED: list[tuple[dict[str, Any], str]] = [
         for kind in ("closed_form", "sign", "kernel")
         for key in ("features", "shared", "actions", "top_k", "samples")
     ),
-    *(({"critic__kind": kind}, f"critic.{key}") for kind in ("sign", "kernel") for key in ("alpha", "ridge")),
+    *(
+        ({"critic__kind": kind}, f"critic.{key}")
+        for kind in ("sign", "kernel")
+        for key in ("alpha", "alpha_start", "ridge")
+    ),
     ({"critic__kind": "linear", "critic__ridge": 0.0}, "critic.alpha"),
     ({"critic__kind": "tanh", "critic__ridge": 0.0}, "critic.alpha"),
     ({"critic__actions": "full"}, "critic.top_k"),

@@ -116,6 +116,13 @@ class CriticConfig:
         above=0.0,
         below=1.0,
     )
+    alpha_start: float | None = knob(
+        None,
+        "alpha before the first update, from where it moves linearly to critic.alpha over the run: small, to "
+        "cover modes first and seek them later; null: critic.alpha throughout",
+        above=0.0,
+        below=1.0,
+    )
     ridge: float = knob(
         2.0, "weight of the ridge; 2 at alpha .5 makes the closed form tanh(½ log p/q)", low=0.0
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from amd_lightning import ranks
-from amd_lightning.critics import CriticPair
+from amd_lightning.critics import AlphaRamp, CriticPair
 from amd_lightning.evaluation.distances import Chunk, Critic
 from amd_lightning.modules.base import DistillationModule
 from amd_lightning.modules.diagnostics import token_values
@@ -22,7 +22,7 @@ from amd_lightning.modules.optim import Optimisation
 from amd_lightning.objectives import fused
 from amd_lightning.objectives.support import Support
 from amd_lightning.policies import Policy
-from amd_lightning.types import Tokens
+from amd_lightning.types import Batch, Tokens
 
 
 class AdversarialModule(DistillationModule):
@@ -33,6 +33,8 @@ class AdversarialModule(DistillationModule):
         support: both policies' log-probabilities [n, V], and `policies`, the probabilities, which it may use
             up -> the actions that critic steps look at, with the ridge's mixture.
         ridge: the weight of the critics' regulariser, 0 for none.
+        alpha: moves the ridge's mixture over the run, of the critics and of `support`, which then takes it
+            as a keyword; None leaves both as they are.
         critic_optimisation: their optimizer, on a faster time scale than the student's.
         critic_steps_per_update: K.
         settings: see `DistillationModule`.
@@ -48,6 +50,7 @@ class AdversarialModule(DistillationModule):
         ridge: float,
         critic_optimisation: Optimisation,
         critic_steps_per_update: int,
+        alpha: AlphaRamp | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(student, teacher, **settings)
@@ -56,6 +59,7 @@ class AdversarialModule(DistillationModule):
         self.ridge = ridge
         self.critic_optimisation = critic_optimisation
         self.critic_steps_per_update = critic_steps_per_update
+        self.alpha = alpha
 
     # -- the two sides of the game -------------------------------------------------------------
 
@@ -74,6 +78,18 @@ class AdversarialModule(DistillationModule):
 
     # -- one update ----------------------------------------------------------------------------
 
+    def _update(self, batch: Batch, diagnose: bool) -> dict[str, float]:
+        moved = self._move_alpha()
+        return super()._update(batch, diagnose) | {f"critic/{name}": value for name, value in moved.items()}
+
+    def _move_alpha(self) -> dict[str, float]:
+        """Set alpha for the update that comes, from the count of those made alone; {"alpha": it}."""
+        if self.alpha is None:
+            return {}
+        alpha = self.alpha.at(self.update, self.updates)
+        self.critics.set_alpha(alpha)
+        return {"alpha": alpha}
+
     def token_terms(
         self, tokens: Tokens, log_p: Tensor | None, log_q: Tensor, diagnose: bool
     ) -> dict[str, Tensor]:
@@ -85,7 +101,7 @@ class AdversarialModule(DistillationModule):
         if diagnose:
             found |= token_values(log_p, log_q, f)
         if self.critics.learns and torch.is_grad_enabled():
-            support = self.support(log_p, log_q.detach(), policies=(p, q))
+            support = self.support(log_p, log_q.detach(), policies=(p, q), **self._move_alpha())
             found |= {name: part for name, part in support._asdict().items() if part is not None}
             if diagnose:
                 with torch.no_grad():
@@ -98,6 +114,7 @@ class AdversarialModule(DistillationModule):
         whose chunks are not equally many."""
         if isinstance(self.critics, FSDPModule):
             return None
+        self._move_alpha()
 
         def value(off_policy: bool, chunk: Chunk) -> Tensor:
             source = torch.full_like(chunk.actions, off_policy, dtype=torch.bool)

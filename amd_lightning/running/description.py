@@ -60,11 +60,14 @@ def _objective(config: RunConfig) -> dict[str, Any]:
     if config.objective.distance is Distance.moment_matching:
         kind = config.critic.kind
         critic = _plain(config.critic)
+        if critic["alpha_start"] is None:
+            del critic["alpha_start"]
         if kind in LEARNING:
             found["critic"] = {**critic, "learning_rate": config.optim.critic.learning_rate}
         else:
-            known = ("kind", "alpha", "ridge") if kind is CriticKind.closed_form else ("kind",)
-            found["critic"] = {key: critic[key] for key in known}
+            closed = ("kind", "alpha", "alpha_start", "ridge")
+            known = closed if kind is CriticKind.closed_form else ("kind",)
+            found["critic"] = {key: critic[key] for key in known if key in critic}
     return found
 
 

@@ -128,6 +128,8 @@ def _spans_the_run(config: Mapping[str, Any]) -> str | None:
         schedule = config.get(f"optim.{name}.schedule")
         if schedule != "constant":
             return f"optim.{name}.schedule={schedule}"
+    if config.get("objective.distance") == "moment_matching" and config.get("critic.alpha_start") is not None:
+        return "critic.alpha_start"
     if config.get("rollout.replay.capacity") and config.get("rollout.replay.decay"):
         return "rollout.replay.decay"
     return None
