@@ -12,6 +12,7 @@ from amd_lightning.backends import HfBackend, VllmBackend, require_vllm
 from amd_lightning.cache import ArtifactCache
 from amd_lightning.config.choices import (
     Actions,
+    AlphaPath,
     Backend,
     CriticKind,
     Distance,
@@ -321,7 +322,9 @@ def _critic(critic: CriticConfig, student: Policy, teacher: Policy) -> QCritic:
 
 
 def _alpha(critic: CriticConfig) -> AlphaRamp | None:
-    return None if critic.alpha_start is None else AlphaRamp(critic.alpha_start, critic.alpha)
+    if critic.alpha_start is None:
+        return None
+    return AlphaRamp(critic.alpha_start, critic.alpha, critic.alpha_path is AlphaPath.linear)
 
 
 FULL_BELOW = 16

@@ -69,7 +69,8 @@ class CriticHead(nn.Module):
 
 
 class AlphaRamp(NamedTuple):
-    """The mixture of the ridge over a run: alpha moves linearly from `start` to `end`.
+    """The mixture of the ridge over a run: alpha moves from `start` to `end`, by the same factor in every
+    update or, if `linear`, by the same step.
 
     With alpha near 0 the student descends KL, which makes it cover what the teacher does and pulls hardest
     where it has missed a mode; with a larger one it seeks modes, and its samples get better. Ours.
@@ -77,10 +78,14 @@ class AlphaRamp(NamedTuple):
 
     start: float
     end: float
+    linear: bool = False
 
     def at(self, update: int, updates: int) -> float:
         """Alpha for the update behind `update` of `updates`."""
-        return self.start + (self.end - self.start) * min(1.0, update / updates)
+        progress = min(1.0, update / updates)
+        if self.linear:
+            return self.start + (self.end - self.start) * progress
+        return self.start ** (1.0 - progress) * self.end**progress
 
 
 class QCritic(nn.Module):

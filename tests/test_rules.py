@@ -374,9 +374,10 @@ IGNORED: list[tuple[dict[str, Any], str]] = [
     *(
         ({"critic__kind": kind}, f"critic.{key}")
         for kind in ("sign", "kernel")
-        for key in ("alpha", "alpha_start", "ridge")
+        for key in ("alpha", "alpha_start", "alpha_path", "ridge")
     ),
     ({"critic__kind": "linear", "critic__ridge": 0.0}, "critic.alpha"),
+    ({}, "critic.alpha_path"),
     ({"critic__kind": "tanh", "critic__ridge": 0.0}, "critic.alpha"),
     ({"critic__actions": "full"}, "critic.top_k"),
     ({"critic__actions": "sampled"}, "critic.top_k"),

@@ -385,7 +385,7 @@ def test_a_run_describes_its_method() -> None:
     closed = describe(demo(critic__kind="closed_form"), "command")["objective"]["critic"]
     assert closed == {"kind": "closed_form", "alpha": 0.25, "ridge": 2.0}
     moved = describe(demo(critic__kind="closed_form", critic__alpha_start=0.01), "command")
-    assert moved["objective"]["critic"] == closed | {"alpha_start": 0.01}
+    assert moved["objective"]["critic"] == closed | {"alpha_start": 0.01, "alpha_path": "geometric"}
     assert "alpha_start" not in critic
     assert {"skew", "horizon", "kernel"}.isdisjoint(described["objective"])
     skewed = describe(demo(objective__distance="skew_kl", objective__horizon__gamma=1.0), "command")

@@ -110,6 +110,13 @@ class Normalise(StrEnum):
     sequence = "sequence"
 
 
+class AlphaPath(StrEnum):
+    """How the critics' alpha gets from alpha_start to alpha."""
+
+    geometric = "geometric"
+    linear = "linear"
+
+
 class Schedule(StrEnum):
     """How the learning rate falls."""
 

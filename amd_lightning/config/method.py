@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from amd_lightning.config.choices import (
     Actions,
+    AlphaPath,
     Backend,
     Baseline,
     CriticKind,
@@ -118,10 +119,14 @@ class CriticConfig:
     )
     alpha_start: float | None = knob(
         None,
-        "alpha before the first update, from where it moves linearly to critic.alpha over the run: small, to "
-        "cover modes first and seek them later; null: critic.alpha throughout",
+        "alpha before the first update, from where it moves to critic.alpha over the run: small, to cover "
+        "modes first and seek them later; null: critic.alpha throughout",
         above=0.0,
         below=1.0,
+    )
+    alpha_path: AlphaPath = knob(
+        AlphaPath.geometric,
+        "with alpha_start: geometric, the same factor in every update, or linear, the same step",
     )
     ridge: float = knob(
         2.0, "weight of the ridge; 2 at alpha .5 makes the closed form tanh(½ log p/q)", low=0.0

@@ -276,11 +276,12 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     heads = ("steps", "rank", "features", "shared", "actions", "top_k", "samples")
     for key in (*(f"critic.{name}" for name in heads), "optim.critic"):
         yield still, key, learns_nothing
-    for key in ("critic.alpha", "critic.alpha_start", "critic.ridge"):
+    for key in ("critic.alpha", "critic.alpha_start", "critic.alpha_path", "critic.ridge"):
         yield still and config.critic.kind is not CriticKind.closed_form, key, learns_nothing
     plain = config.critic.kind in (CriticKind.linear, CriticKind.tanh) and config.critic.ridge == 0.0
-    for key in ("critic.alpha", "critic.alpha_start"):
+    for key in ("critic.alpha", "critic.alpha_start", "critic.alpha_path"):
         yield not not_moments and plain, key, "critic.ridge=0"
+    yield config.critic.alpha_start is None, "critic.alpha_path", "critic.alpha_start=null"
     for key, actions in (("top_k", (Actions.auto, Actions.top_k)), ("samples", (Actions.sampled,))):
         other = config.critic.actions not in actions
         yield other, f"critic.{key}", f"critic.actions={config.critic.actions}"

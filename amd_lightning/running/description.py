@@ -61,11 +61,11 @@ def _objective(config: RunConfig) -> dict[str, Any]:
         kind = config.critic.kind
         critic = _plain(config.critic)
         if critic["alpha_start"] is None:
-            del critic["alpha_start"]
+            del critic["alpha_start"], critic["alpha_path"]
         if kind in LEARNING:
             found["critic"] = {**critic, "learning_rate": config.optim.critic.learning_rate}
         else:
-            closed = ("kind", "alpha", "alpha_start", "ridge")
+            closed = ("kind", "alpha", "alpha_start", "alpha_path", "ridge")
             known = closed if kind is CriticKind.closed_form else ("kind",)
             found["critic"] = {key: critic[key] for key in known if key in critic}
     return found

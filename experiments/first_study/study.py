@@ -47,7 +47,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "amm_closed_form.5": ("objective=amm_closed_form", "critic.alpha=0.5"),
     "amm.5_beta1": ("objective=amm", "objective.beta=1", "critic.alpha=0.5"),
     "amm_slow_critic_beta1": ("objective=amm", "objective.beta=1"),
-    "amm_slow_critic_rising_beta1": ("objective=amm", "objective.beta=1", "critic.alpha_start=0.01"),
+    "amm_rising_linear": (
+        "objective=amm", "objective.beta=1", "critic.alpha_start=0.01", "critic.alpha_path=linear",
+    ),
+    "amm_rising.01": ("objective=amm", "objective.beta=1", "critic.alpha_start=0.01"),
+    "amm_rising.001": ("objective=amm", "objective.beta=1", "critic.alpha_start=0.001"),
     "amm_closed_form.25_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.25"),
     "amm_closed_form.5_beta1": ("objective=amm_closed_form", "objective.beta=1", "critic.alpha=0.5"),
     "amm_closed_form.25_beta1_longer": (
@@ -57,21 +61,24 @@ METHODS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Name -> what it adds to the task's experiment. The residual critic where none is named."""
 
+RISING = ("amm_rising_linear", "amm_rising.01", "amm_rising.001")
+"""Alpha rises to .25 over the run; the critic is slow and beta 1."""
+
 COMPARED = (
     "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "tv",
-    "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", "amm_slow_critic_rising_beta1",
-    "amm_closed_form.25", "amm_closed_form.25_beta1",
+    "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", *RISING, "amm_closed_form.25",
+    "amm_closed_form.25_beta1",
 )  # fmt: skip
 LONG = (
-    "sft", "kd", "gkd", "distillm", "tv", "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1",
-    "amm_slow_critic_rising_beta1", "amm_closed_form.25_beta1",
+    "sft", "kd", "gkd", "distillm", "tv", "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", *RISING,
+    "amm_closed_form.25_beta1",
 )  # fmt: skip
 METHODS_OF = {"samsum": COMPARED, "strategyqa": COMPARED, "dolly": COMPARED, "multi30k_long": LONG}
 """Not all of METHODS where the first task told what to hold on the others."""
 
 AT_ONE_RATE: dict[str, dict[str, float]] = {
     "multi30k": dict.fromkeys(
-        ("amm.5_beta1", "amm_slow_critic_beta1", "amm_slow_critic_rising_beta1", "amm_closed_form.25_beta1",
+        ("amm.5_beta1", "amm_slow_critic_beta1", *RISING, "amm_closed_form.25_beta1",
          "amm_closed_form.5_beta1", "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
     ),
     "multi30k_long": dict.fromkeys(LONG, 3e-3),
@@ -94,7 +101,7 @@ CLOSE = 0.05
 """A learning rate whose first seed validates within this share of the best has its other seeds run too, and
 the mean decides: one seed and a few hundred responses tell no more."""
 
-CRITICS = {"amm_beta": 3.0, "amm_learned": 3.0, "amm.5_": 3.0, "amm_slow_critic": 1 / 3}
+CRITICS = {"amm_beta": 3.0, "amm_learned": 3.0, "amm.5_": 3.0, "amm_slow_critic": 1 / 3, "amm_rising": 1 / 3}
 """How many times the student's learning rate the critic's is, by the beginning of the method's name: three
 times by the project's default."""
 
