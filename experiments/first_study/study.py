@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-TASKS = ("multi30k", "samsum", "strategyqa", "dolly", "multi30k_long")
+TASKS = ("multi30k", "samsum", "strategyqa", "dolly", "multi30k_long", "samsum_long")
 """Of conf/experiment/first_study, in the order in which they are run. What ends in `long` is the same task
 in many updates, the study's second regime."""
 
@@ -73,7 +73,9 @@ LONG = (
     "sft", "kd", "gkd", "distillm", "tv", "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", *RISING,
     "amm_closed_form.25_beta1",
 )  # fmt: skip
-METHODS_OF = {"samsum": COMPARED, "strategyqa": COMPARED, "dolly": COMPARED, "multi30k_long": LONG}
+METHODS_OF = {
+    "samsum": COMPARED, "strategyqa": COMPARED, "dolly": COMPARED, "multi30k_long": LONG, "samsum_long": LONG,
+}  # fmt: skip
 """Not all of METHODS where the first task told what to hold on the others."""
 
 AT_ONE_RATE: dict[str, dict[str, float]] = {
@@ -82,6 +84,7 @@ AT_ONE_RATE: dict[str, dict[str, float]] = {
          "amm_closed_form.5_beta1", "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
     ),
     "multi30k_long": dict.fromkeys(LONG, 3e-3),
+    "samsum_long": dict.fromkeys(LONG, 3e-3),
 }  # fmt: skip
 """What was tried after the others had run, at the learning rate that they chose. `longer` ones take on
 captions about the seconds that gkd takes for its 200 updates. In many updates all have the rate that all
@@ -93,6 +96,7 @@ LEARNING_RATES: dict[str, tuple[float, ...]] = {
     "strategyqa": (2e-4, 5e-4, 1e-3, 2e-3),
     "dolly": (2e-4, 5e-4, 1e-3, 2e-3),
     "multi30k_long": (3e-3,),
+    "samsum_long": (3e-3,),
 }
 """Every method chooses among these on the validation split, with the first seed: it runs at the two in the
 middle, and then at whatever stands beside the best so far. `CLOSE` calls are left to all seeds."""
