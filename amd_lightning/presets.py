@@ -89,7 +89,9 @@ def _distance(config: RunConfig) -> Iterator[str]:
     own = [key for key, distances in PARAMETER_OF.items() if objective.distance in distances]
     yield ", ".join([str(objective.distance), *(f"{key} {getattr(objective, key):g}" for key in own)])
     if objective.distance is Distance.moment_matching:
-        yield f"critic {config.critic.kind}"
+        start, path = config.critic.alpha_start, config.critic.alpha_path
+        rises = "" if start is None else f", alpha from {start:g} to {config.critic.alpha:g} ({path})"
+        yield f"critic {config.critic.kind}{rises}"
     for who in ("teacher", "student"):
         temperature = getattr(objective, f"{who}_temperature")
         if temperature != 1.0:

@@ -107,7 +107,7 @@ the mean decides: one seed and a few hundred responses tell no more."""
 
 CRITICS = {"amm_beta": 3.0, "amm_learned": 3.0, "amm.5_": 3.0, "amm_slow_critic": 1 / 3, "amm_rising": 1 / 3}
 """How many times the student's learning rate the critic's is, by the beginning of the method's name: three
-times by the project's default."""
+times was the project's default."""
 
 SEEDS = (0, 1, 2)
 """These choose the learning rate; more of them (`--seeds 0 1 2 3 4`) run at it and choose nothing."""
