@@ -387,6 +387,7 @@ def test_a_run_describes_its_method() -> None:
     moved = describe(demo(critic__kind="closed_form", critic__alpha_start=0.01), "command")
     assert moved["objective"]["critic"] == closed | {"alpha_start": 0.01, "alpha_path": "geometric"}
     assert "alpha_start" not in critic
+    assert objective_name(demo(critic__alpha_start=0.01)) == "moment_matching_residual rising beta 0.5"
     assert {"skew", "horizon", "kernel"}.isdisjoint(described["objective"])
     skewed = describe(demo(objective__distance="skew_kl", objective__horizon__gamma=1.0), "command")
     assert skewed["objective"]["skew"] == 0.1

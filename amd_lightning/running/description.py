@@ -34,6 +34,7 @@ def objective_name(config: RunConfig) -> str:
     name = f"{objective.distance}"
     if objective.distance is Distance.moment_matching:
         name += f"_{config.critic.kind}"
+        name += "" if config.critic.alpha_start is None else " rising"
     name += f" beta {objective.beta:g}"
     learns_from_own = objective.beta < 1.0
     parts = {
