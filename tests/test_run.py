@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from amd_lightning import pipeline, run
 from amd_lightning.errors import DataError
-from amd_lightning.running.description import describe, without_secrets
+from amd_lightning.running.description import describe, objective_name, without_secrets
 from amd_lightning.running.outcome import Outcome
 from tests.test_rules import demo
 
