@@ -54,7 +54,7 @@ YARDSTICKS = (
     "response_tokens",
 )
 """Beside the task's own metric, greedy and sampled."""
-DRAWN = ("kd", "gkd", "distillm", "minillm", "amm_beta.5", "amm_slow_critic_beta1")
+DRAWN = ("kd", "gkd", "distillm", "minillm", "amm_beta.5", "amm_slow_critic_beta1", "amm_rising.001")
 """Methods whose curves are drawn: all of them would hide one another."""
 
 STYLES: tuple[dict[str, Any], ...] = (
@@ -64,6 +64,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": BLACK, "linestyle": "-."},
     {"color": BLUE, "linestyle": "-"},
     {"color": BLUE, "linestyle": "--"},
+    {"color": VERMILLION, "linestyle": "--"},
 )
 
 COLUMNS = (
