@@ -270,6 +270,8 @@ def curves(task: str, found: Comparison) -> Figure:
             curve = mean_curve([run.curves.get(key, []) for run in method.runs])
             if curve:
                 axis.plot(*zip(*curve, strict=True), label=method.label, linewidth=1.2, **style)
+        if key.startswith("train/") and axis.has_data():
+            axis.set_yscale("log")  # a critic near KL is large where the student has missed a mode
         axis.set_title(f"{task}: {key}", fontsize=8)
         axis.set_xlabel("update", fontsize=7)
         axis.tick_params(labelsize=7)
