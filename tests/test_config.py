@@ -140,6 +140,8 @@ def content_of(group: str, option: str, chosen_above: Collection[str] = ()) -> d
     content = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
     assert isinstance(content, dict)
     defaults = content.pop("defaults", [])
+    if "_self_" in defaults:
+        assert defaults.pop() == "_self_", "a file's own values come last here"
     own = [{group: default} if isinstance(default, str) else default for default in defaults]
     groups = {key.removeprefix("override /") for default in own for key in default}
     for default in own:
