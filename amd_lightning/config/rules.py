@@ -276,10 +276,11 @@ def _ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     heads = ("steps", "rank", "features", "shared", "actions", "top_k", "samples")
     for key in (*(f"critic.{name}" for name in heads), "optim.critic"):
         yield still, key, learns_nothing
-    for key in ("critic.alpha", "critic.alpha_start", "critic.alpha_path", "critic.ridge"):
+    mixture = ("critic.alpha", "critic.alpha_start", "critic.alpha_path")
+    for key in (*mixture, "critic.ridge"):
         yield still and config.critic.kind is not CriticKind.closed_form, key, learns_nothing
     plain = config.critic.kind in (CriticKind.linear, CriticKind.tanh) and config.critic.ridge == 0.0
-    for key in ("critic.alpha", "critic.alpha_start", "critic.alpha_path"):
+    for key in mixture:
         yield not not_moments and plain, key, "critic.ridge=0"
     yield config.critic.alpha_start is None, "critic.alpha_path", "critic.alpha_start=null"
     for key, actions in (("top_k", (Actions.auto, Actions.top_k)), ("samples", (Actions.sampled,))):
