@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def points(options: argparse.Namespace) -> Iterator[Point]:
-    """All runs known so far, task by task: learning rates on the first seed, the best and close ones on others.
+    """All runs known so far, by task: learning rates on the first seed, the best and close ones on others.
 
     A method's further seeds are known once its first has run at all of its learning rates.
     """
