@@ -124,11 +124,15 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     from amd_lightning.build import build
     from amd_lightning.standalone import ModelEvaluation, assemble, write, write_results
     from amd_lightning.training.fitting import quiet_libraries
+    from amd_lightning.training.torch_settings import set_up_torch
 
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
         raise UserError("trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu")
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    set_up_torch(
+        threads=config.trainer.threads,
+        on_gpu=config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        deterministic=config.trainer.deterministic,
+    )
     quiet_libraries()
     spec = build(config, plain)
     tasks = None if asked.lm_eval is None else _lm_eval_tasks(asked.lm_eval, config.pair.student)

@@ -24,7 +24,7 @@ LOADING = "models.adapters models.students models.alignment models.locating mode
 TRAINING = (
     "training.checkpoint_files training.state training.metrics_file metric_direction "
     "training.loggers training.preemption training.stopping training.sharding "
-    "training.strategies training.tracking training.fitting"
+    "training.strategies training.tracking training.fitting training.torch_settings"
 )
 STAGES = f"{MODULES} data modules models.families cache {LOADING} teacher_cache {TRAINING}"
 
@@ -100,6 +100,7 @@ LAYERS = {
     "teacher_cache": "data.examples objectives policies types",
     "training.checkpoint_files": "",
     "metric_direction": "",
+    "training.torch_settings": "",
     "training.preemption": "errors",
     "training.stopping": "training.preemption ranks",
     "training.state": "ranks training.checkpoint_files errors",

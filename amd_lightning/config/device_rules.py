@@ -78,5 +78,6 @@ def device_ignoring_rules(config: RunConfig) -> Iterator[tuple[Any, ...]]:
     for key in ("strategy", "teacher"):
         yield one, f"trainer.{key}", "trainer.devices=1"
     yield trainer.strategy != "sharded", "trainer.teacher", f"trainer.strategy={trainer.strategy}"
+    yield trainer.accelerator == "cpu", "trainer.deterministic", "trainer.accelerator=cpu"
     backend = config.rollout.backend
     yield backend is not Backend.vllm, "rollout.vllm_memory_share", f"rollout.backend={backend}"

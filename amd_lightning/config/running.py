@@ -120,6 +120,11 @@ class TrainerConfig:
     precision: str = knob(
         "32-true", "numeric precision of training", choices=("32-true", "bf16-true", "bf16-mixed")
     )
+    deterministic: bool = knob(
+        True,
+        "on a GPU: algorithms that add in one order, so that a run repeats itself bit for bit; false for "
+        "torch's default ones, some of which are faster (a run on a CPU repeats itself anyway)",
+    )
     compile: bool = knob(
         False,
         "while distilling, compile the forward passes of teacher and student (torch.compile, dynamic shapes; "

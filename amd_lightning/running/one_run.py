@@ -68,6 +68,13 @@ def _on_gpus(config: RunConfig) -> bool:
     return torch.cuda.is_available()
 
 
+def _set_up(config: RunConfig) -> None:
+    from amd_lightning.training.torch_settings import set_up_torch
+
+    trainer = config.trainer
+    set_up_torch(threads=trainer.threads, on_gpu=_on_gpus(config), deterministic=trainer.deterministic)
+
+
 def _as_rank_0(
     config: RunConfig, plain: Mapping[Any, Any], command: str, report: Report | None
 ) -> float | None:
@@ -139,8 +146,7 @@ def _run(
     _say_what_it_is(config)
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
         raise UserError("trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu")
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    _set_up(config)
     folder = begin.folder
     if begin.checkpoint is None and (other := unfinished_beside(folder, plain)):
         log.info(
@@ -190,16 +196,13 @@ def _of_another_rank(stopped: KeyboardInterrupt) -> Interrupted:
 
 def work_with_rank_0(config: RunConfig) -> None:
     """The same stages on another rank, which says and writes nothing of its own."""
-    import torch
-
     from amd_lightning import ranks
     from amd_lightning.build import build
     from amd_lightning.pipeline import Pipeline
     from amd_lightning.training.fitting import quiet_libraries
 
     keep_freed_memory()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    _set_up(config)
     logging.getLogger().setLevel(logging.ERROR)  # what is to be said, rank 0 says
     quiet_libraries()
     stopping = Stopping(config.trainer.time_budget and 60.0 * config.trainer.time_budget)

@@ -83,23 +83,21 @@ AT_ONE_RATE: dict[str, dict[str, float]] = {
         ("amm.5_beta1", "amm_slow_critic_beta1", *RISING, "amm_closed_form.25_beta1",
          "amm_closed_form.5_beta1", "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
     ),
-    "multi30k_long": dict.fromkeys((method for method in LONG if method != "kd"), 3e-3),
-    "samsum_long": dict.fromkeys(LONG, 3e-3),
 }  # fmt: skip
 """What was tried after the others had run, at the learning rate that they chose. `longer` ones take on
-captions about the seconds that gkd takes for its 200 updates. In many updates all have the rate that all
-but three chose in few; kd, whose own was 1e-2 there, may choose between the two."""
+captions about the seconds that gkd takes for its 200 updates."""
 
 LEARNING_RATES: dict[str, tuple[float, ...]] = {
     "multi30k": (3e-4, 1e-3, 3e-3, 1e-2),
     "samsum": (3e-4, 1e-3, 3e-3, 1e-2),
     "strategyqa": (2e-4, 5e-4, 1e-3, 2e-3),
     "dolly": (2e-4, 5e-4, 1e-3, 2e-3),
-    "multi30k_long": (3e-3, 1e-2),
-    "samsum_long": (3e-3,),
+    "multi30k_long": (3e-3, 1e-2, 3e-2),
+    "samsum_long": (3e-3, 1e-2, 3e-2),
 }
 """Every method chooses among these on the validation split, with the first seed: it runs at the two in the
-middle, and then at whatever stands beside the best so far. `CLOSE` calls are left to all seeds."""
+middle (the first two of three), and then at whatever stands beside the best so far. `CLOSE` calls are left
+to all seeds."""
 
 CLOSE = 0.05
 """A learning rate whose first seed validates within this share of the best has its other seeds run too, and

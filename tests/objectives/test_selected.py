@@ -51,7 +51,7 @@ def test_rows_away_from_the_cpu_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     there = rows_at(weight, actions)
     assert there.grad_fn is not None
-    assert "Embedding" in there.grad_fn.name()
+    assert there.grad_fn.name().startswith("IndexBackward")
     assert torch.equal(here, there)
     of_here, of_there = (torch.autograd.grad(rows, weight, upstream)[0] for rows in (here, there))
     assert torch.equal(of_here, of_there)
