@@ -17,14 +17,18 @@ from amd_lightning.cli import validated
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments" / "first_study"))
+import choosing  # noqa: E402
 import collect  # noqa: E402
+import grid  # noqa: E402
 import prepare  # noqa: E402
 import study  # noqa: E402
+from choosing import Choice  # noqa: E402
+from grid import Point  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def nothing_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(study, "RECORD", tmp_path / "results")
+    monkeypatch.setattr(choosing, "RECORD", tmp_path / "results")
 
 
 def options(out: Path, **changes: Any) -> argparse.Namespace:
@@ -33,18 +37,18 @@ def options(out: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**(asked | changes))
 
 
-def finish(out: Path, point: study.Point, score: float, test: float = 0.0) -> None:
+def finish(out: Path, point: Point, score: float, test: float = 0.0) -> None:
     folder = out / point.place
     folder.mkdir(parents=True, exist_ok=True)
     results = {"task": "iwslt", "validation": {"sampled_bleu": score}, "student": {"sampled_bleu": test}}
     (folder / "results.json").write_text(json.dumps(results))
 
 
-@pytest.mark.parametrize("task", study.TASKS)
+@pytest.mark.parametrize("task", grid.TASKS)
 def test_every_method_of_every_task_composes(task: str, tmp_path: Path) -> None:
     asked = options(tmp_path)
     for method in study.methods_of(task, asked):
-        point = study.Point(task, method, study.LEARNING_RATES[task][0], 0)
+        point = Point(task, method, grid.LEARNING_RATES[task][0], 0)
         overrides = study.command(point, asked)[3:]
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = compose("config", overrides=["output_dir=.", *overrides])
@@ -55,35 +59,34 @@ def test_every_method_of_every_task_composes(task: str, tmp_path: Path) -> None:
 
 def test_the_first_seed_climbs_the_grid_and_the_others_run_at_its_choice(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"])
-    grid = list(study.points(asked))
-    assert [(point.learning_rate, point.seed) for point in grid] == [(1e-3, 0), (3e-3, 0)]
-    for point, score, test in zip(grid, (20.0, 22.0), (9.0, 1.0), strict=True):
+    begun = list(study.points(asked))
+    assert [(point.learning_rate, point.seed) for point in begun] == [(1e-3, 0), (3e-3, 0)]
+    for point, score, test in zip(begun, (20.0, 22.0), (9.0, 1.0), strict=True):
         finish(tmp_path, point, score, test)
     more = list(study.points(asked))
     assert [(point.learning_rate, point.seed) for point in more] == [(1e-3, 0), (3e-3, 0), (1e-2, 0)]
-    assert study.chosen(tmp_path, "multi30k", "kd", asked.seeds) is None
+    assert Choice(tmp_path, "multi30k", "kd", asked.seeds).chosen is None
     finish(tmp_path, more[-1], 20.0, 9.0)
     assert [(point.learning_rate, point.seed) for point in study.points(asked)][3:] == [(3e-3, 1), (3e-3, 2)]
 
 
 def test_all_seeds_decide_between_rates_that_are_close(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"], seeds=[0, 1, 2, 3])
-    grid = {1e-3: 20.0, 3e-3: 20.5, 1e-2: 15.0}
-    for rate, score in grid.items():
-        finish(tmp_path, study.Point("multi30k", "kd", rate, 0), score)
+    for rate, score in {1e-3: 20.0, 3e-3: 20.5, 1e-2: 15.0}.items():
+        finish(tmp_path, Point("multi30k", "kd", rate, 0), score)
     further = [(p.learning_rate, p.seed) for p in study.points(asked) if p.seed]
     assert further == [(3e-3, 1), (1e-3, 1), (3e-3, 2), (1e-3, 2)]  # 3 chooses nothing, and waits
-    assert study.chosen(tmp_path, "multi30k", "kd", asked.seeds) is None
-    assert study.best_so_far(tmp_path, "multi30k", "kd", asked.seeds) == 3e-3
+    assert Choice(tmp_path, "multi30k", "kd", asked.seeds).chosen is None
+    assert Choice(tmp_path, "multi30k", "kd", asked.seeds).best_so_far == 3e-3
     for rate, score in ((1e-3, 20.0), (3e-3, 19.0)):
         for seed in (1, 2):
-            finish(tmp_path, study.Point("multi30k", "kd", rate, seed), score)
-    assert study.chosen(tmp_path, "multi30k", "kd", asked.seeds) == 1e-3
+            finish(tmp_path, Point("multi30k", "kd", rate, seed), score)
+    assert Choice(tmp_path, "multi30k", "kd", asked.seeds).chosen == 1e-3
     assert [(p.learning_rate, p.seed) for p in study.points(asked)][-1] == (1e-3, 3)
 
 
 def test_what_is_tried_at_one_rate_has_no_grid(tmp_path: Path) -> None:
-    name, rate = next(iter(study.AT_ONE_RATE["multi30k"].items()))
+    name, rate = next(iter(grid.AT_ONE_RATE["multi30k"].items()))
     asked = options(tmp_path, methods=[name])
     (first,) = study.points(asked)
     assert first.learning_rate == rate
@@ -94,12 +97,12 @@ def test_what_is_tried_at_one_rate_has_no_grid(tmp_path: Path) -> None:
 def test_a_critic_learns_in_its_proportion_to_the_student(tmp_path: Path) -> None:
     asked = options(tmp_path, set=["trainer.accelerator=gpu"], data=tmp_path)
     for method, rate in (("amm_beta.5", "0.003"), ("amm_slow_critic_beta1", "0.000333333")):
-        words = study.command(study.Point("dolly", method, 1e-3, 0), asked)
+        words = study.command(Point("dolly", method, 1e-3, 0), asked)
         assert [word for word in words if word.startswith("optim.critic")] == [
             f"optim.critic.learning_rate={rate}"
         ]
         assert words[-1] == "trainer.accelerator=gpu"
-    words = study.command(study.Point("dolly", "kd", 1e-3, 0), asked)
+    words = study.command(Point("dolly", "kd", 1e-3, 0), asked)
     assert not any("optim.critic" in word for word in words)
 
 
@@ -117,7 +120,7 @@ def test_a_free_worker_waits_for_what_hangs_on_a_run_under_way(tmp_path: Path) -
             word.removeprefix("hydra.run.dir=") for word in words if word.startswith("hydra.run.dir")
         )
         task, method, rate, seed = Path(folder).relative_to(tmp_path).parts
-        point = study.Point(task, method, float(rate.removeprefix("lr")), int(seed.removeprefix("seed")))
+        point = Point(task, method, float(rate.removeprefix("lr")), int(seed.removeprefix("seed")))
         finish(tmp_path, point, point.learning_rate)
         with lock:
             at_once -= 1
@@ -145,25 +148,25 @@ def test_nobody_waits_for_a_run_that_could_not_be_started(tmp_path: Path) -> Non
 def test_the_best_rate_at_the_end_of_the_grid_is_chosen(tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["kd"], seeds=[0])
     for rate, score in ((1e-3, 20.0), (3e-3, 19.0), (3e-4, 21.0)):
-        finish(tmp_path, study.Point("multi30k", "kd", rate, 0), score)
-    assert study.chosen(tmp_path, "multi30k", "kd", [0]) == 3e-4
+        finish(tmp_path, Point("multi30k", "kd", rate, 0), score)
+    assert Choice(tmp_path, "multi30k", "kd", [0]).chosen == 3e-4
     assert [point.learning_rate for point in study.points(asked)] == [1e-3, 3e-3, 3e-4]
 
 
 def test_what_another_machine_wrote_down_is_not_run_again(tmp_path: Path) -> None:
     head = "task,method,beta,learning_rate,seed,regime,updates,seconds,split,metric,value\n"
     line = "multi30k,kd,1.0,{},0,few_updates,200,88,{},sampled_bleu,{}\n".format
-    study.RECORD.mkdir()
-    (study.RECORD / "multi30k.csv").write_text(
+    choosing.RECORD.mkdir()
+    (choosing.RECORD / "multi30k.csv").write_text(
         head + line(0.001, "valid", 20) + line(0.001, "test", 30) + line(0.01, "valid", 21)
     )
     asked = options(tmp_path, methods=["kd"], seeds=[0])
-    left = [p.learning_rate for p in study.points(asked) if study.validated(tmp_path, p) is None]
+    left = [p.learning_rate for p in study.points(asked) if choosing.validated(tmp_path, p) is None]
     assert left == [3e-3]
-    finish(tmp_path, study.Point("multi30k", "kd", 3e-3, 0), 19.0)
-    assert study.rates(tmp_path, "multi30k", "kd", 0) == [1e-3, 3e-3, 3e-4]
-    finish(tmp_path, study.Point("multi30k", "kd", 3e-4, 0), 18.0)
-    assert study.chosen(tmp_path, "multi30k", "kd", [0]) == 1e-3
+    finish(tmp_path, Point("multi30k", "kd", 3e-3, 0), 19.0)
+    assert Choice(tmp_path, "multi30k", "kd", [0]).tried == [1e-3, 3e-3, 3e-4]
+    finish(tmp_path, Point("multi30k", "kd", 3e-4, 0), 18.0)
+    assert Choice(tmp_path, "multi30k", "kd", [0]).chosen == 1e-3
 
 
 def test_facts_stand_in_the_question_and_not_in_the_response() -> None:
@@ -195,7 +198,7 @@ def test_the_summary_has_every_task_and_says_of_how_many_seeds() -> None:
 
 
 def test_the_best_rate_so_far_is_told_before_it_is_chosen(tmp_path: Path) -> None:
-    finish(tmp_path, study.Point("dolly", "kd", 5e-4, 0), 20.0)
-    assert study.best_so_far(tmp_path, "dolly", "kd", study.SEEDS) == 5e-4
-    assert study.chosen(tmp_path, "dolly", "kd", study.SEEDS) is None
-    assert study.best_so_far(tmp_path, "dolly", "gkd", study.SEEDS) is None
+    finish(tmp_path, Point("dolly", "kd", 5e-4, 0), 20.0)
+    assert Choice(tmp_path, "dolly", "kd", grid.SEEDS).best_so_far == 5e-4
+    assert Choice(tmp_path, "dolly", "kd", grid.SEEDS).chosen is None
+    assert Choice(tmp_path, "dolly", "gkd", grid.SEEDS).best_so_far is None

@@ -14,23 +14,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from choosing import RECORD, Choice, finished, metric_of, point_of, rows_of
+from grid import LEARNING_RATES, METHODS, SEEDS, TASKS, Point, known_methods
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from PIL import Image
-from study import (
-    LEARNING_RATES,
-    METHODS,
-    RECORD,
-    SEEDS,
-    TASKS,
-    Point,
-    best_so_far,
-    chosen,
-    finished,
-    known_methods,
-    metric_of,
-    point_of,
-    rows_of,
-)  # fmt: skip
 
 from amd_lightning.analysis.compare.collect import Run, read_run
 from amd_lightning.analysis.compare.comparison import Comparison, comparison
@@ -69,7 +57,7 @@ STYLES: tuple[dict[str, Any], ...] = (
 
 COLUMNS = (
     "task", "method", "beta", "learning_rate", "seed", "regime", "updates", "seconds",
-    "split", "metric", "value",
+    "accelerator", "split", "metric", "value",
 )  # fmt: skip
 
 
@@ -111,7 +99,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def runs_of(out: Path, task: str, method: str) -> list[Run]:
     """The finished runs of a method at the learning rate that it chose, or the best so far, by seed."""
-    rate = best_so_far(out, task, method, SEEDS)
+    rate = Choice(out, task, method, SEEDS).best_so_far
     if rate is None:
         return []
     places = [out / Point(task, method, rate, seed).place for seed in (*SEEDS, *MORE_SEEDS)]
@@ -157,10 +145,11 @@ def result_rows(out: Path, task: str) -> Iterator[list[object]]:
                 seconds = results["cost"]["seconds"]["distil"]
                 regime = "many_updates" if task.endswith("_long") else "few_updates"
                 head = [task, method, results["objective"]["beta"], rate, seed, regime, results["updates"]]
-                head.append(round(seconds))
+                config = OmegaConf.load(out / Point(task, method, rate, seed).place / "config.yaml")
+                head += [round(seconds), config.trainer.accelerator]
                 judge = metric_of(results)
                 yield [*head, "valid", judge, f"{results['validation'][judge]:.4g}"]
-                if rate == best_so_far(out, task, method, SEEDS):
+                if rate == Choice(out, task, method, SEEDS).best_so_far:
                     for metric in (judge, judge.removeprefix("sampled_"), *YARDSTICKS):
                         yield [*head, "test", metric, f"{results['student'][metric]:.4g}"]
 
@@ -204,7 +193,7 @@ def rates_told(out: Path, task: str, found: Comparison) -> Iterator[str]:
     """At which learning rate each method stands in the table, and which of them may choose another yet."""
     told = [
         f"{method.label} {method.runs[0].results['learning_rate']:g}"
-        + ("" if chosen(out, task, method.label, SEEDS) else " (so far)")
+        + ("" if Choice(out, task, method.label, SEEDS).chosen else " (so far)")
         for method in found.methods
     ]
     yield f"\nLearning rates, each method's own by validation: {', '.join(told)}."
