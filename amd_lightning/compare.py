@@ -62,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="a knob to average over as over seeds (pair.seed); repeatable",
     )
+    found.add_argument(
+        "--shareable",
+        action="store_true",
+        help="a report without prompts, references and responses, which may not be yours to pass on, and "
+        "without this machine's directories",
+    )
     found.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
     return found
 
@@ -113,7 +119,10 @@ def compare(options: argparse.Namespace, given: Sequence[str]) -> list[str]:
         options.out.mkdir(parents=True, exist_ok=True)
         write_tables(result, options.out)
         report = write_report(
-            result, options.out, shlex.join(["python", "-m", "amd_lightning.compare", *given])
+            result,
+            options.out,
+            shlex.join(["python", "-m", "amd_lightning.compare", *given]),
+            shareable=options.shareable,
         )
     except OSError as error:
         raise UserError(

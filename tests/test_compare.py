@@ -66,6 +66,24 @@ def test_runs_without_responses_or_curves_are_compared(
     assert 'id="responses"' not in page
 
 
+def test_a_report_to_share_has_no_text_of_the_data_and_no_directory(sweep: Path, tmp_path: Path) -> None:
+    for folder in sweep.glob("*[01]"):
+        results = json.loads((folder / "results.json").read_text())
+        results["command"] = f"python -m amd_lightning.run +experiment=first/samsum data.path={sweep}/texts"
+        (folder / "results.json").write_text(json.dumps(results))
+        row = {"who": "student", "id": "1", "prompt": "Whose words?", "references": ["Theirs."]}
+        (folder / "predictions.jsonl").write_text(json.dumps(row | {"response": "Mine.", "kind": "greedy"}))
+    pages = {}
+    for options in ([], ["--shareable"]):
+        main([str(sweep), "--out", str(tmp_path / "out"), *options])
+        pages[bool(options)] = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for text in ("Whose words?", "Theirs.", "Mine.", str(tmp_path)):
+        assert text in pages[False]
+        assert text not in pages[True]
+    assert "python -m amd_lightning.run +experiment=first/samsum data.path=…/texts" in pages[True]
+    assert "Not finished and left out: …/open." in pages[True]
+
+
 def test_some_of_the_runs(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(sweep), "--where", "seed=1.0", "--metric", "tv_on", "--out", str(tmp_path / "out")])
     assert "2 runs of 2 methods" in capsys.readouterr().out

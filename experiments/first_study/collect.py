@@ -1,4 +1,4 @@
-"""Finished runs of the study -> results/TASK.csv, tables.md and figures of each task, beside this file.
+"""Finished runs of the study -> results/TASK.csv, tables.md, and for each task figures and a report, here.
 
     python experiments/first_study/collect.py runs/first_study
 
@@ -24,6 +24,8 @@ from amd_lightning.analysis.compare.collect import Run, read_run
 from amd_lightning.analysis.compare.comparison import Comparison, comparison
 from amd_lightning.analysis.compare.measures import measure_of
 from amd_lightning.analysis.compare.methods import Method
+from amd_lightning.analysis.compare.panels import pairs_figure
+from amd_lightning.analysis.compare.report import Picture, render
 from amd_lightning.analysis.compare.tables import cell_text, markdown, number
 from amd_lightning.analysis.figures import BLACK, BLUE, SKY, VERMILLION
 from amd_lightning.analysis.runs import Curve
@@ -55,6 +57,23 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": VERMILLION, "linestyle": "--"},
 )
 
+PICTURES = (
+    ("pairs", "pairs", "Who beats whom", "Differences of means, the best first; purple: the row is higher."),
+    (
+        "learning",
+        "curves",
+        "Learning curves",
+        "Validation, and moment gaps while training, by the run's critic.",
+    ),
+    (
+        "yardsticks",
+        "overview",
+        "Every method on four yardsticks",
+        "Bars: 95 % intervals; dashed: the teacher.",
+    ),
+)
+"""Of a report: the page's name of a figure, the file's, title, how to read it."""
+
 COLUMNS = (
     "task", "method", "beta", "learning_rate", "seed", "regime", "updates", "seconds",
     "accelerator", "split", "metric", "value",
@@ -77,6 +96,7 @@ def main(out: Path) -> None:
     for task, one in compared.items():
         save(overview(task, one), HERE / f"overview_{task}.png")
         save(curves(task, one), HERE / f"curves_{task}.png")
+        (HERE / f"report_{task}.html").write_text(report(task, one), encoding="utf-8")
 
 
 def write(task: str, rows: Sequence[Sequence[object]]) -> None:
@@ -217,6 +237,20 @@ def told_apart(found: Comparison) -> Iterator[str]:
         apart = pair.difference.estimate
         text = cell_text(apart._replace(mean=sign * apart.mean), found.judge)
         yield f"| {other} | {text} | {'–' if pair.p_holm is None else f'{pair.p_holm:.3f}'} |"
+
+
+def report(task: str, found: Comparison) -> str:
+    """The page that `compare` makes of these runs, to be shared: the pictures lie beside it."""
+    pairs = pairs_figure(found)
+    if pairs is not None:
+        save(pairs, HERE / f"pairs_{task}.png")
+    shown = {
+        name: Picture(name, title, reading, f"{file}_{task}.png")
+        for name, file, title, reading in PICTURES
+        if file != "pairs" or pairs is not None
+    }
+    command = "python experiments/first_study/collect.py runs/first_study"
+    return render(found, shown, command, shareable=True)
 
 
 # -- figures ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from amd_lightning.analysis.compare.report_rows import (
     pair_rows,
     run_rows,
     versions,
+    without_directories,
 )
 from amd_lightning.analysis.compare.responses import LIMIT, side_by_side
 from amd_lightning.analysis.compare.style import svg
@@ -47,25 +48,40 @@ class Picture(NamedTuple):
     source: str
 
 
-def write_report(found: Comparison, folder: Path, command: str) -> Path:
-    """`folder/report.html`, and its figures as `folder/figures/NAME.svg`."""
+def write_report(found: Comparison, folder: Path, command: str, *, shareable: bool = False) -> Path:
+    """`folder/report.html`, and its figures as `folder/figures/NAME.svg`; `shareable`: see `render`."""
     drawn = pictures(found)
     (folder / "figures").mkdir(exist_ok=True)
     for name, _, _, text in drawn:
         (folder / "figures" / f"{name}.svg").write_text(text, encoding="utf-8")
     shown = {name: Picture(name, title, reading, _address(text)) for name, title, reading, text in drawn}
     limit = LIMIT
-    page = render(found, shown, command, limit)
+    page = render(found, shown, command, limit=limit, shareable=shareable)
     while len(page.encode()) > MOST_BYTES and limit > 1000:
         limit //= 4  # responses give way
-        page = render(found, shown, command, limit)
+        page = render(found, shown, command, limit=limit, shareable=shareable)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def render(found: Comparison, shown: Mapping[str, Picture], command: str, limit: int = LIMIT) -> str:
-    """The page as text."""
+def render(
+    found: Comparison,
+    shown: Mapping[str, Picture],
+    command: str,
+    *,
+    limit: int = LIMIT,
+    shareable: bool = False,
+) -> str:
+    """The page as text.
+
+    Args:
+        shown: the figures, by name.
+        command: that makes it.
+        limit: characters of responses.
+        shareable: without a prompt, reference or response, which may not be ours to pass on, and without the
+            directories of this machine.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,14 +89,14 @@ def render(found: Comparison, shown: Mapping[str, Picture], command: str, limit:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    said = side_by_side(found.methods, limit)
+    said = None if shareable else side_by_side(found.methods, limit)
     rows, caveats = published_rows(found)
     context = {
         "title": _title(found),
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
-        "command": command,
-        "warnings": found.warnings,
+        "command": without_directories(command) if shareable else command,
+        "warnings": [without_directories(text) if shareable else text for text in found.warnings],
         "summary": in_short(found),
         "note": note(found),
         "tested_against": found.against,
@@ -100,7 +116,7 @@ def render(found: Comparison, shown: Mapping[str, Picture], command: str, limit:
         "caveats": caveats,
         "responses": None if said is None else Markup(_json(said)),
         "shown_responses": said,
-        "runs": run_rows(found),
+        "runs": run_rows(found, paths=not shareable),
         "versions": versions(found),
         "glossary": [measure_of(key) for key in found.metrics],
     }

@@ -1,6 +1,7 @@
 """What the report says in sentences and rows; the template only lays it out."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -209,24 +210,31 @@ def _closed_per_minute(found: Comparison, label: str) -> str:
     return f"{100 * (mean - start) / (teacher - start) * 60 / seconds:.0f} %"
 
 
-def run_rows(found: Comparison) -> list[dict[str, Any]]:
-    """Where every run lies and what made it."""
+def run_rows(found: Comparison, *, paths: bool = True) -> list[dict[str, Any]]:
+    """Where every run lies and what made it; without `paths` the command alone, no directory of this machine
+    in it: whoever reads that has none of the files."""
     rows = []
     for method in found.methods:
         for run in method.runs:
             results = run.results
+            command = str(results.get("command") or NONE)
             rows.append(
                 {
                     "method": method.label,
                     "seed": run.seed,
-                    "place": run.place,
-                    "command": results.get("command") or NONE,
+                    "place": run.place if paths else "",
+                    "command": command if paths else without_directories(command),
                     "commit": results.get("git_commit") or NONE,
-                    "keys": results.get("cache_keys", {}),
-                    "hashes": _hashes(run.folder),
+                    "keys": results.get("cache_keys", {}) if paths else {},
+                    "hashes": _hashes(run.folder) if paths else {},
                 }
             )
     return rows
+
+
+def without_directories(command: str) -> str:
+    """Absolute paths cut to their last name: where things lay is nobody else's."""
+    return re.sub(r"(?<![\w.…])/(?:[^\s/=]+/)+", "…/", command)
 
 
 def _hashes(folder: Path | None) -> dict[str, str]:
