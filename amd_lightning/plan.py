@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
 from amd_lightning import conf_dir
-from amd_lightning.build import FULL_BELOW, layers_of
+from amd_lightning.build import layers_of
+from amd_lightning.build_method import FULL_BELOW
 from amd_lightning.cli import check_command_line, one_line, validated
 from amd_lightning.config.choices import Actions, Distance, Family, Features
 from amd_lightning.config.pair import ModelConfig, StudentConfig, TeacherConfig

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from amd_lightning import conf_dir
-from amd_lightning.build import make_module
+from amd_lightning.build_method import make_module
 from amd_lightning.cli import validated
 from amd_lightning.config.rules import uses_off_policy
 from amd_lightning.config.schema import RunConfig

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from amd_lightning.backends import HfBackend
-from amd_lightning.build import build, make_fine_tuning, make_module
+from amd_lightning.build import build
+from amd_lightning.build_method import make_fine_tuning, make_module
 from amd_lightning.config.choices import CriticKind, Distance
 from amd_lightning.critics import (
     ClosedFormCritic,
