@@ -27,7 +27,7 @@ from amd_lightning.analysis.compare.methods import Method
 from amd_lightning.analysis.compare.panels import pairs_figure
 from amd_lightning.analysis.compare.report import Picture, render
 from amd_lightning.analysis.compare.tables import cell_text, markdown, number
-from amd_lightning.analysis.figures import BLACK, BLUE, SKY, VERMILLION
+from amd_lightning.analysis.figures import BLACK, BLUE, GREEN, GREY, SKY, VERMILLION
 from amd_lightning.analysis.runs import Curve
 
 HERE = Path(__file__).parent
@@ -44,17 +44,18 @@ YARDSTICKS = (
     "response_tokens",
 )
 """Beside the task's own metric, greedy and sampled."""
-DRAWN = ("kd", "gkd", "distillm", "minillm", "amm_beta.5", "amm_slow_critic_beta1", "amm_rising.001")
+DRAWN = ("sft", "kd", "gkd", "distillm", "minillm", "amm_beta.5", "amm_slow_critic_beta1", "amm_rising.001")
 """Methods whose curves are drawn: all of them would hide one another."""
 
 STYLES: tuple[dict[str, Any], ...] = (
+    {"color": GREY, "linestyle": "-"},
     {"color": BLACK, "linestyle": ":"},
     {"color": VERMILLION, "linestyle": "-"},
     {"color": SKY, "linestyle": "--"},
     {"color": BLACK, "linestyle": "-."},
     {"color": BLUE, "linestyle": "-"},
     {"color": BLUE, "linestyle": "--"},
-    {"color": VERMILLION, "linestyle": "--"},
+    {"color": GREEN, "linestyle": "-"},
 )
 
 PICTURES = (
