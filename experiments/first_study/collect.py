@@ -301,7 +301,7 @@ def curves(task: str, found: Comparison) -> Figure:
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
     if axes[0].has_data():
-        axes[0].legend(fontsize=6)
+        axes[0].legend(fontsize=6, framealpha=0.6)
     return figure
 
 
