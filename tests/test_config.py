@@ -55,7 +55,14 @@ def test_every_number_has_a_limit_where_one_makes_sense() -> None:
 
 
 def test_every_knob_is_read_by_somebody() -> None:
-    readers = ["build.py", "running/one_run.py", "run.py", "pipeline.py", "models/loading.py"]
+    readers = [
+        "build.py",
+        "build_method.py",
+        "running/one_run.py",
+        "run.py",
+        "pipeline.py",
+        "models/loading.py",
+    ]
     code = "\n".join((PACKAGE / name).read_text(encoding="utf-8") for name in readers)
     # An architecture is handed on whole, to transformers' T5Config.
     leaves = [
