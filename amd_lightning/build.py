@@ -11,11 +11,7 @@ from lightning.pytorch.loggers import Logger
 from amd_lightning.backends import require_vllm
 from amd_lightning.build_method import make_fine_tuning, make_module, stage_of, writes_with_vllm
 from amd_lightning.cache import ArtifactCache
-from amd_lightning.config.choices import (
-    Family,
-    Init,
-    Writer,
-)
+from amd_lightning.config.choices import Family, Init, Writer
 from amd_lightning.config.data import DataConfig
 from amd_lightning.config.pair import StudentConfig, TeacherConfig
 from amd_lightning.config.rules import ONLY_T5, uses_off_policy

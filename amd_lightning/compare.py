@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "--shareable",
         action="store_true",
         help="a report without prompts, references and responses, which may not be yours to pass on, and "
-        "without this machine's directories",
+        "without this machine's directories; the tables beside it name these",
     )
     found.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
     return found

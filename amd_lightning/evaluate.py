@@ -123,14 +123,14 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     from amd_lightning.analysis.tables import evaluation_table
     from amd_lightning.build import build
     from amd_lightning.standalone import ModelEvaluation, assemble, write, write_results
-    from amd_lightning.training.fitting import quiet_libraries
+    from amd_lightning.training.fitting import device_of, quiet_libraries
     from amd_lightning.training.torch_settings import set_up_torch
 
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
         raise UserError("trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu")
     set_up_torch(
         threads=config.trainer.threads,
-        on_gpu=config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        on_gpu=device_of(config.trainer.accelerator).type == "cuda",
         deterministic=config.trainer.deterministic,
     )
     quiet_libraries()

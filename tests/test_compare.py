@@ -80,6 +80,8 @@ def test_a_report_to_share_has_no_text_of_the_data_and_no_directory(sweep: Path,
     for text in ("Whose words?", "Theirs.", "Mine.", str(tmp_path)):
         assert text in pages[False]
         assert text not in pages[True]
+    assert "lie beside it" in pages[False]
+    assert "lie beside it" not in pages[True]
     assert "python -m amd_lightning.run +experiment=first/samsum data.path=…/texts" in pages[True]
     assert "Not finished and left out: …/open." in pages[True]
 

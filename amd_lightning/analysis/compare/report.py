@@ -118,6 +118,7 @@ def render(
         "shown_responses": said,
         "runs": run_rows(found, paths=not shareable),
         "versions": versions(found),
+        "shareable": shareable,
         "glossary": [measure_of(key) for key in found.metrics],
     }
     return environment.get_template("report.html.j2").render(context)
