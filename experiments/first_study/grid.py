@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "amm_closed_form.5": ("objective=amm_closed_form", "critic.alpha=0.5"),
     "amm.5_beta1": ("objective=amm", "objective.beta=1", "critic.alpha=0.5"),
     "amm_slow_critic_beta1": ("objective=amm", "objective.beta=1"),
+    "amm_slow_critic_beta.5": ("objective=amm", "objective.beta=0.5"),
     "amm_rising_linear": (
         "objective=amm", "objective.beta=1", "critic.alpha_start=0.01", "critic.alpha_path=linear",
     ),
@@ -46,12 +47,12 @@ RISING = ("amm_rising_linear", "amm_rising.01", "amm_rising.001")
 
 COMPARED = (
     "sft", "seqkd", "kd", "minillm", "gkd", "distillm", "tv",
-    "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", *RISING, "amm_closed_form.25",
-    "amm_closed_form.25_beta1",
+    "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", "amm_slow_critic_beta.5", *RISING,
+    "amm_closed_form.25", "amm_closed_form.25_beta1",
 )  # fmt: skip
 LONG = (
-    "sft", "kd", "gkd", "distillm", "tv", "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1", *RISING,
-    "amm_closed_form.25_beta1",
+    "sft", "kd", "gkd", "distillm", "tv", "amm_beta.5", "amm_beta1", "amm_slow_critic_beta1",
+    "amm_slow_critic_beta.5", *RISING, "amm_closed_form.25_beta1",
 )  # fmt: skip
 METHODS_OF = {
     "samsum": COMPARED, "strategyqa": COMPARED, "dolly": COMPARED, "multi30k_long": LONG, "samsum_long": LONG,
@@ -60,8 +61,9 @@ METHODS_OF = {
 
 AT_ONE_RATE: dict[str, dict[str, float]] = {
     "multi30k": dict.fromkeys(
-        ("amm.5_beta1", "amm_slow_critic_beta1", *RISING, "amm_closed_form.25_beta1",
-         "amm_closed_form.5_beta1", "amm_closed_form.25_beta1_longer", "distillm_longer"), 3e-3,
+        ("amm.5_beta1", "amm_slow_critic_beta1", "amm_slow_critic_beta.5", *RISING,
+         "amm_closed_form.25_beta1", "amm_closed_form.5_beta1", "amm_closed_form.25_beta1_longer",
+         "distillm_longer"), 3e-3,
     ),
 }  # fmt: skip
 """What was tried after the others had run, at the learning rate that they chose. `longer` ones take on

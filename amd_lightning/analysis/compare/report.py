@@ -30,6 +30,7 @@ from amd_lightning.analysis.compare.report_rows import (
     run_rows,
     versions,
     without_directories,
+    without_files,
 )
 from amd_lightning.analysis.compare.responses import LIMIT, side_by_side
 from amd_lightning.analysis.compare.style import svg
@@ -91,6 +92,7 @@ def render(
     )
     said = None if shareable else side_by_side(found.methods, limit)
     rows, caveats = published_rows(found)
+    runs = run_rows(found)
     context = {
         "title": _title(found),
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -116,7 +118,7 @@ def render(
         "caveats": caveats,
         "responses": None if said is None else Markup(_json(said)),
         "shown_responses": said,
-        "runs": run_rows(found, paths=not shareable),
+        "runs": [without_files(row) for row in runs] if shareable else runs,
         "versions": versions(found),
         "shareable": shareable,
         "glossary": [measure_of(key) for key in found.metrics],

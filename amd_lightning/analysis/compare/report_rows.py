@@ -210,26 +210,26 @@ def _closed_per_minute(found: Comparison, label: str) -> str:
     return f"{100 * (mean - start) / (teacher - start) * 60 / seconds:.0f} %"
 
 
-def run_rows(found: Comparison, *, paths: bool = True) -> list[dict[str, Any]]:
-    """Where every run lies and what made it; without `paths` the command alone, no directory of this machine
-    in it: whoever reads that has none of the files."""
-    rows = []
-    for method in found.methods:
-        for run in method.runs:
-            results = run.results
-            command = str(results.get("command") or NONE)
-            rows.append(
-                {
-                    "method": method.label,
-                    "seed": run.seed,
-                    "place": run.place if paths else "",
-                    "command": command if paths else without_directories(command),
-                    "commit": results.get("git_commit") or NONE,
-                    "keys": results.get("cache_keys", {}) if paths else {},
-                    "hashes": _hashes(run.folder) if paths else {},
-                }
-            )
-    return rows
+def run_rows(found: Comparison) -> list[dict[str, Any]]:
+    """Where every run lies and what made it."""
+    return [
+        {
+            "method": method.label,
+            "seed": run.seed,
+            "place": run.place,
+            "command": str(run.results.get("command") or NONE),
+            "commit": run.results.get("git_commit") or NONE,
+            "keys": run.results.get("cache_keys", {}),
+            "hashes": _hashes(run.folder),
+        }
+        for method in found.methods
+        for run in method.runs
+    ]
+
+
+def without_files(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `run_rows` for a reader who has none of the files: the command alone, no directory in it."""
+    return row | {"place": "", "command": without_directories(row["command"]), "keys": {}, "hashes": {}}
 
 
 def without_directories(command: str) -> str:
