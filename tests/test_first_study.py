@@ -21,6 +21,7 @@ import choosing  # noqa: E402
 import collect  # noqa: E402
 import grid  # noqa: E402
 import prepare  # noqa: E402
+import standings  # noqa: E402
 import study  # noqa: E402
 from choosing import Choice  # noqa: E402
 from grid import Point  # noqa: E402
@@ -202,3 +203,68 @@ def test_the_best_rate_so_far_is_told_before_it_is_chosen(tmp_path: Path) -> Non
     assert Choice(tmp_path, "dolly", "kd", grid.SEEDS).best_so_far == 5e-4
     assert Choice(tmp_path, "dolly", "kd", grid.SEEDS).chosen is None
     assert Choice(tmp_path, "dolly", "gkd", grid.SEEDS).best_so_far is None
+
+
+def results(test: float, validation: float, seed: int, seconds: float = 60.0) -> SimpleNamespace:
+    student = dict.fromkeys(("tv_off", "tv_on", "kl_off", "rkl_on", "response_tokens"), 0.5)
+    return SimpleNamespace(
+        seed=seed,
+        results={
+            "learning_rate": 3e-3,
+            "validation": {"sampled_bleu": validation},
+            "student": student | {"sampled_bleu": test, "bleu": 2 * test},
+            "cost": {"seconds": {"distil": seconds}},
+        },
+    )
+
+
+def standing_of(**methods: list[SimpleNamespace]) -> Any:
+    found = [SimpleNamespace(label=name, runs=runs) for name, runs in methods.items()]
+    return SimpleNamespace(judge="sampled_bleu", methods=found, ranked=lambda: found)
+
+
+def test_a_standing_has_the_best_first_and_says_what_waits(tmp_path: Path) -> None:
+    for rate, score in {1e-3: 1.0, 3e-3: 3.0, 1e-2: 2.0}.items():
+        finish(tmp_path, Point("multi30k", "kd", rate, 0), score)
+    found = standing_of(
+        kd=[results(7.0, 3.0, 0), results(9.0, 4.0, 1, 50.0)], amm_beta1=[results(8.5, 5.0, 0)]
+    )
+    header, _, *rows = standings.standing(tmp_path, "multi30k", found).splitlines()
+    assert header.startswith("| method | learning rate | seeds | validation, sampled | sampled BLEU | BLEU |")
+    assert [row.split(" | ")[:6] for row in rows] == [
+        ["| amm_beta1", "0.003 (so far)", "1", "5.00", "8.50", "17.00"],
+        ["| kd", "0.003", "2", "3.50", "8.00 ± 1.41", "16.00 ± 2.83"],
+    ]
+    assert rows[1].endswith("| 0.5 | 50 |")
+
+
+def test_a_lead_is_of_the_seeds_that_both_have() -> None:
+    mine = SimpleNamespace(label="amm_beta1", runs=[results(8.0, 5.0, 0), results(9.0, 6.0, 1)])
+    theirs = SimpleNamespace(
+        label="kd", runs=[results(7.0, 5.0, 1), results(7.0, 4.0, 0), results(0.0, 0.0, 2)]
+    )
+    assert standings.lead(mine, theirs, "sampled_bleu") == "1.50 (0.50; 1.00, 2.00); 1.00"
+    alone = SimpleNamespace(label="gkd", runs=[results(7.0, 5.0, 1)])
+    assert standings.lead(mine, alone, "sampled_bleu") == "–"
+    lines = list(standings.led_by_seed(standing_of(amm_beta1=mine.runs, kd=theirs.runs, gkd=alone.runs)))
+    assert lines[-3:] == [
+        "| | kd |",
+        "| :-- | --: |",
+        "| amm_beta1 | 1.50 (0.50; 1.00, 2.00); 1.00 |",
+    ]
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else() -> None:
+    text = "a\n<!-- standing: dolly -->\nold\n<!-- end -->\nb\n<!-- standing: samsum -->\nold\n<!-- end -->\n"
+    assert standings.into(text, "samsum", "new") == text[::-1].replace("dlo", "wen", 1)[::-1]
+    with pytest.raises(ValueError, match="no <!-- standing: multi30k -->"):
+        standings.into(text, "multi30k", "new")
+
+
+def test_every_task_with_a_table_in_the_readme_has_its_marks() -> None:
+    text = (ROOT / "experiments/first_study/README.md").read_text(encoding="utf-8")
+    assert [task for task in grid.TASKS if standings.MARK.format(task) in text] == [
+        "multi30k", "samsum", "dolly", "multi30k_long", "samsum_long",
+    ]  # fmt: skip
+    for task in ("multi30k", "samsum", "dolly", "multi30k_long", "samsum_long"):
+        assert standings.into(text, task, "new") != text

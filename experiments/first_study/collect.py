@@ -1,4 +1,5 @@
-"""Finished runs of the study -> results/TASK.csv, tables.md, and for each task figures and a report, here.
+"""Finished runs of the study -> results/TASK.csv, tables.md, README.md's tables, and for each task figures
+and a report, here.
 
     python experiments/first_study/collect.py runs/first_study
 
@@ -14,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import standings
 from choosing import RECORD, Choice, finished, metric_of, point_of, rows_of
 from grid import LEARNING_RATES, METHODS, SEEDS, TASKS, Point, known_methods
 from matplotlib.figure import Figure
@@ -94,10 +96,20 @@ def main(out: Path) -> None:
     sections = [summary(compared), *(section(out, task, one) for task, one in compared.items())]
     (HERE / "tables.md").write_text("\n".join(sections), encoding="utf-8")
     print("\n".join(sections))
+    refresh(HERE / "README.md", out, compared)
     for task, one in compared.items():
         save(overview(task, one), HERE / f"overview_{task}.png")
         save(curves(task, one), HERE / f"curves_{task}.png")
         (HERE / f"report_{task}.html").write_text(report(task, one), encoding="utf-8")
+
+
+def refresh(readme: Path, out: Path, compared: dict[str, Comparison]) -> None:
+    """README.md with the tables of these runs at its marks; a task without a mark is told in words there."""
+    text = readme.read_text(encoding="utf-8")
+    for task, found in compared.items():
+        if standings.MARK.format(task) in text:
+            text = standings.into(text, task, standings.standing(out, task, found))
+    readme.write_text(text, encoding="utf-8")
 
 
 def write(task: str, rows: Sequence[Sequence[object]]) -> None:
@@ -207,7 +219,15 @@ def summary(found: dict[str, Comparison]) -> str:
 
 def section(out: Path, task: str, found: Comparison) -> str:
     """A task's table and what its paired tests tell apart."""
-    return "\n".join([f"## {task}\n", markdown(found), *rates_told(out, task, found), *told_apart(found)])
+    return "\n".join(
+        [
+            f"## {task}\n",
+            markdown(found),
+            *rates_told(out, task, found),
+            *told_apart(found),
+            *standings.led_by_seed(found),
+        ]
+    )
 
 
 def rates_told(out: Path, task: str, found: Comparison) -> Iterator[str]:
