@@ -95,7 +95,10 @@ class ReplayBuffer:
         """See `Replay`."""
         share = self.refresh * (1.0 - update / updates) if self.decay else self.refresh
         full = len(self.rows) == self.capacity
-        if not full or float(torch.rand((), generator=self.generator)) < share:
+        drawn = torch.rand(
+            (), generator=self.generator, dtype=torch.float32
+        )  # bfloat16 knows no small shares
+        if not full or float(drawn) < share:
             written = sampler(student, prompt)
             self.rows.extend(ranks.gathered(unpadded(written, update)))
             self.writings += 1

@@ -94,7 +94,7 @@ LAYERS = {
     "models.alignment": "policies errors",
     "models.locating": f"{DATA} models.adapters errors",
     "models.loading": (
-        "policies models.families models.initialisation cache models.adapters models.locating errors"
+        "ranks policies models.families models.initialisation cache models.adapters models.locating errors"
     ),
     "models.pypi": "cache errors",
     "teacher_cache": "data.examples objectives policies types",
@@ -144,7 +144,8 @@ LAYERS = {
     ),
     "analysis.compare.collect": "analysis.runs errors",
     "analysis.compare.wandb_runs": "analysis.runs analysis.compare.collect errors",
-    "analysis.compare.methods": "analysis.runs analysis.compare.collect errors",
+    "analysis.compare.identity": "analysis.runs analysis.compare.collect",
+    "analysis.compare.methods": "analysis.compare.identity analysis.compare.collect errors",
     "analysis.compare.statistics": "",
     "analysis.compare.scores": f"{COMPARED} data.embedded evaluation.metrics",
     "analysis.compare.comparison": f"{COMPARED} analysis.compare.scores",

@@ -96,7 +96,8 @@ def test_what_bitsandbytes_is_asked_for(bits: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(models, "BitsAndBytesConfig", lambda **settings: asked.append(settings))
-    assert models.quantized(bits, "bfloat16")["device_map"] == {"": 0}
+    monkeypatch.setattr("amd_lightning.ranks.local_rank", lambda: 3)
+    assert models.quantized(bits, "bfloat16")["device_map"] == {"": 3}  # every process on its own GPU
     assert (asked[0]["load_in_8bit"], asked[0]["load_in_4bit"]) == (bits == "8bit", bits == "4bit")
     assert asked[0]["bnb_4bit_compute_dtype"] is torch.bfloat16
 

@@ -116,6 +116,17 @@ def test_it_is_filled_first_and_holds_the_youngest() -> None:
     assert [row.written for row in full.rows] == [3, 3, 3, 4, 4, 4]
 
 
+def test_a_small_share_is_drawn_as_such_whatever_the_default_type() -> None:
+    """Lightning makes bfloat16 the default in bf16-true, whose uniform draws are 0 one time in 256."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        buffer, echo = ReplayBuffer(3, refresh=1e-4, seed=0), Echo()
+        steps(buffer, echo, 1500)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert echo.calls <= 3
+
+
 def test_a_replay_draws_different_rows_and_says_how_old_they_are() -> None:
     buffer = ReplayBuffer(6, refresh=0.0)
     found = steps(buffer, Echo(), 10)

@@ -179,3 +179,24 @@ def test_random_streams_come_back(tmp_path: Path) -> None:
     assert draws() != first
     set_random_streams(torch.load(tmp_path / "streams.pt", weights_only=True))
     assert draws() == first
+
+
+def test_the_stream_of_this_processs_gpu_alone_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {place: torch.tensor([place], dtype=torch.uint8) for place in range(8)}
+    came_back: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: streams[2])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: came_back.append(int(state)))
+    kept = random_streams()
+    assert [int(state) for state in kept["cuda"]] == [2]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # fewer are seen now
+    set_random_streams(kept)
+    set_random_streams({**kept, "cuda": [streams[place] for place in range(8)]})  # of an earlier version
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    set_random_streams({**kept, "cuda": [streams[place] for place in range(8)]})
+    assert came_back == [2, 0, 3]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert random_streams()["cuda"] == []
+    set_random_streams(kept)
+    assert came_back == [2, 0, 3]

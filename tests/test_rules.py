@@ -190,6 +190,15 @@ RULES += [
         for name in ("teacher", "student")
     ),
     (
+        {
+            "pair__teacher__path": "DIR",
+            "pair__student__path": "DIR",
+            "pair__student__lora__rank": 8,
+            "trainer__precision": "bf16-true",
+        },
+        "pair.student.lora.rank=8 with trainer.precision=bf16-true would round",
+    ),
+    (
         {"pair__student__lora__target_modules": []},
         "pair.student.lora.target_modules=[] names no layer",
     ),

@@ -117,7 +117,9 @@ def _method(results: Results) -> Iterator[str]:
         f"{1.0 - beta:.0%} on states that the student wrote while it was trained"
     )
     yield "rollouts: " + ", ".join(f"{key} {json.dumps(value)}" for key, value in rollout.items())
-    yield f"updates: {results['updates']} at learning rate {results['learning_rate']:g}"
+    stopped = results.get("stopped_at")
+    made = results["updates"] if stopped is None else f"{stopped} of {results['updates']} (time was up)"
+    yield f"updates: {made} at learning rate {results['learning_rate']:g}"
 
 
 def _loading(template: PromptTemplate, causal: bool) -> str:

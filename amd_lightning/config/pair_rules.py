@@ -19,6 +19,12 @@ def pair_problems(config: RunConfig) -> Iterator[str]:
                 f"pair.{name}.lora.rank={model.lora.rank} needs pair.{name}.path: adapters stand beside the "
                 "weights of a model that is loaded"
             )
+        if model.lora.rank > 0 and config.trainer.precision == "bf16-true":
+            yield (
+                f"pair.{name}.lora.rank={model.lora.rank} with trainer.precision=bf16-true would round the "
+                "adapters' steps away; set trainer.precision=bf16-mixed "
+                f"(pair.{name}.dtype=bfloat16 keeps the base small)"
+            )
         if not model.lora.target_modules:
             yield f"pair.{name}.lora.target_modules=[] names no layer; all-linear is every one but the head"
         flash = model.attn_implementation is AttnImplementation.flash_attention_2

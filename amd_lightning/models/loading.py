@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
+from amd_lightning import ranks
 from amd_lightning.cache import directory_digest
 from amd_lightning.errors import ModelError
 from amd_lightning.models import adapters
@@ -172,7 +173,7 @@ def quantized(bits: str, dtype: str) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
-    return {"quantization_config": settings, "device_map": {"": 0}}
+    return {"quantization_config": settings, "device_map": {"": ranks.local_rank()}}
 
 
 def checkpoint_activations(policy: Policy) -> None:

@@ -21,5 +21,6 @@ def with_likelihood(
     """
     if temperature != 1.0:
         log_q = (temperature * log_q).log_softmax(-1)
-    likelihood = nll(log_q, tokens.actions) * (tokens.off_policy / beta)
+    own_weight = tokens.off_policy.to(distance.dtype) / beta  # a bool over a number is of the default type
+    likelihood = nll(log_q, tokens.actions) * own_weight
     return (1.0 - share) * distance + share * likelihood

@@ -120,6 +120,16 @@ def refused_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
             yield f"{line} (fewer than it was begun with)"
         elif reason := _spans_the_run(new):
             yield f"{line} ({reason} spans the whole run: it would have begun otherwise)"
+        elif new.get("objective.adaptive_beta.step") and not _validates_after(old[key], new):
+            yield (
+                f"{line} (objective.adaptive_beta looked at a validation after update {old[key]}, which the "
+                "longer run has not: trainer.validate_every does not divide it)"
+            )
+
+
+def _validates_after(update: int, config: Mapping[str, Any]) -> bool:
+    every = config.get("trainer.validate_every")
+    return bool(every) and update % every == 0
 
 
 def _spans_the_run(config: Mapping[str, Any]) -> str | None:

@@ -199,6 +199,8 @@ def finish(
                         {f"test/{name}/{who}/{key}": value for key, value in levels[who].items()}
                     )
             run.summary.update({f"cost/seconds/{k}": v for k, v in results["cost"]["seconds"].items()})
+            if "stopped_at" in results:
+                run.summary.update({"stopped_at": results["stopped_at"]})
             run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
             run.log({"test/responses": _response_table(predictions)})
             run.finish(exit_code=0)

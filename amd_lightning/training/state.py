@@ -82,7 +82,10 @@ def newest(folder: Path) -> tuple[Path, Checkpoint] | None:
 
 
 def random_streams() -> dict[str, Any]:
-    """The global streams of Python, numpy and torch, as tensors and plain values."""
+    """The global streams of Python, numpy, torch and this process's GPU, as tensors and plain values.
+
+    Of no other GPU: a run may go on where fewer are seen.
+    """
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)
     key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
@@ -90,7 +93,7 @@ def random_streams() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": {**numpy, "state": {"key": key, "pos": int(numpy["state"]["pos"])}},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
@@ -101,8 +104,9 @@ def set_random_streams(streams: Mapping[str, Any]) -> None:
     key = numpy["state"]["key"].numpy().astype(np.uint32)
     np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["state"]["pos"]}})
     torch.set_rng_state(streams["torch"])
-    if streams["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(streams["cuda"])
+    if streams["cuda"] and torch.cuda.is_initialized():
+        every = streams["cuda"]  # one of each GPU that was seen, in checkpoints of earlier versions
+        torch.cuda.set_rng_state(every[min(torch.cuda.current_device(), len(every) - 1)])
 
 
 # -- a module ------------------------------------------------------------------------------------------

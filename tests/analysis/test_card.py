@@ -107,3 +107,9 @@ def test_a_chat_template_brings_its_special_tokens(tmp_path: Path) -> None:
     said = card_of(tmp_path, {}, PLAIN, PromptTemplate("<s>user\n{prompt}\nbot", "", "none"))
     assert "add_special_tokens=False" in said
     assert r"'<s>user\n{prompt}\nbot'.replace(" in said
+
+
+def test_a_student_that_ran_out_of_time_says_so(tmp_path: Path) -> None:
+    assert "updates: 1 at learning rate 0.001" in card_of(tmp_path, {}, PLAIN)
+    said = card_of(tmp_path, {"updates": 1000, "stopped_at": 300}, PLAIN)
+    assert "updates: 300 of 1000 (time was up) at learning rate 0.001" in said

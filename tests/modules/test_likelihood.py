@@ -12,9 +12,10 @@ from torch import Tensor
 
 from amd_lightning.modules.adaptive import AdaptiveBeta
 from amd_lightning.modules.base import DistillationModule
+from amd_lightning.modules.likelihood import with_likelihood
 from amd_lightning.rollouts import token_weights
 from amd_lightning.training.tracking import LastCheckpoint, Validate
-from amd_lightning.types import Batch
+from amd_lightning.types import Batch, Tokens
 from tests.helpers import rollout
 from tests.modules.harness import accumulate, module, train
 
@@ -38,6 +39,20 @@ def test_the_gradient_is_the_convex_sum_of_both(method: str, beta: float, normal
     for name, gradient in found.items():
         expected = (1 - share) * distance[name] + share * likelihood[name]
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_a_lower_default_type_rounds_no_weight() -> None:
+    """Lightning makes bfloat16 the default in bf16-true, where a bool over 0.3 would be 3.328."""
+    log_q, none = torch.randn(6, 5).log_softmax(-1), torch.zeros(6, 0)
+    tokens = Tokens(none, none, torch.arange(6) % 5, torch.ones(6), torch.arange(6) < 4)
+    expected = with_likelihood(torch.zeros(6), tokens, log_q, share=1.0, beta=0.3, temperature=1.0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        zeros = torch.zeros(6, dtype=torch.float32)
+        found = with_likelihood(zeros, tokens, log_q, share=1.0, beta=0.3, temperature=1.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
 
 
 def test_the_likelihood_is_at_temperature_1_whatever_the_distances() -> None:

@@ -37,6 +37,17 @@ class Run:
         """The training seed; −1 where it is not said."""
         return int(self.results.get("seed", -1))
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `trainer.time_budget` ended it before its last update."""
+        return self.results.get("stopped_at") is not None
+
+    @property
+    def updates(self) -> int | None:
+        """How many updates it made; None where that is not said."""
+        made = self.results["stopped_at"] if self.stopped else self.results.get("updates")
+        return None if made is None else int(made)
+
     def setting(self, key: str) -> Any:
         """A knob of config.yaml, or what results.json says of the run under that name; None for neither."""
         return self.config.get(key, self.results.get(key))

@@ -250,7 +250,7 @@ def _mean_level(methods: Sequence[Method], who: str, metric: str) -> float | Non
 def _common_budgets(methods: Sequence[Method]) -> tuple[float | None, float | None]:
     """The largest updates and seconds of distillation that every run reached."""
     runs = [run for method in methods for run in method.runs]
-    updates = [run.results.get("updates") for run in runs]
+    updates = [run.updates for run in runs]
     seconds = [_seconds(run.results) for run in runs]
     return (
         None if None in updates else float(min(value for value in updates if value is not None)),
@@ -266,6 +266,7 @@ def _seconds(results: object) -> float | None:
 def _budget(method: Method, judge: str, common: tuple[float | None, float | None]) -> Budget:
     seconds = [_seconds(run.results) for run in method.runs]
     tokens = [run.results.get("cost", {}).get("tokens") for run in method.runs]
+    made = _mean([None if run.updates is None else float(run.updates) for run in method.runs])
     at_updates, at_seconds, by_then = [], [], []
     for run in method.runs:
         curve, clock = run.curves.get(f"valid/{judge}", []), run.curves.get("time/seconds", [])
@@ -276,9 +277,7 @@ def _budget(method: Method, judge: str, common: tuple[float | None, float | None
         by_then.append(reached)
         at_seconds.append(_at(curve, reached))
     return Budget(
-        updates=next(
-            (int(run.results["updates"]) for run in method.runs if run.results.get("updates")), None
-        ),
+        updates=None if made is None else round(made),
         seconds=_mean(seconds),
         tokens=_mean([None if of_run is None else float(sum(of_run.values())) for of_run in tokens]),
         at_updates=_mean(at_updates),

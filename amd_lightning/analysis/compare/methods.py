@@ -3,13 +3,19 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from amd_lightning.analysis.compare.collect import Run, flat
-from amd_lightning.analysis.runs import distance_name
+from amd_lightning.analysis.compare.collect import Run
+from amd_lightning.analysis.compare.identity import (
+    families,
+    fill,
+    last,
+    moves_with_validations,
+    said,
+    settings_of,
+)
 from amd_lightning.errors import UserError
 
-METHOD = ("objective.", "critic.", "rollout.", "optim.critic.")
+METHOD = ("objective.", "critic.", "rollout.", "optim.critic.learning_rate")
 """What a method is made of."""
 
 NO_DIFFERENCE = ("experiment", "output_dir", "resume", "seed", "data.path", "logger.", "cache.")
@@ -24,11 +30,11 @@ HARMLESS = (
 ).split()
 """Moves rounding and seconds at most; said, not refused."""
 
+STOPPED = "stopped_at"
+"""Of results.json: the update at which trainer.time_budget ended a run."""
+
 QUESTIONS = ("data.", "pair.", "evaluation.", "task", "source", "scale")
 """Runs that differ in one of these were asked other questions, or by another teacher."""
-
-UNKNOWN = "(not said)"
-"""The value of a knob in runs of a version that had no such knob."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Method:
 
 def replicate(run: Run, over: Sequence[str] = ()) -> str:
     """The seed, with what else is averaged over."""
-    return ", ".join([str(run.seed), *(f"{_last(key)} {_said(run.setting(key))}" for key in over)])
+    return ", ".join([str(run.seed), *(f"{last(key)} {said(run.setting(key))}" for key in over)])
 
 
 def methods(
@@ -74,14 +80,14 @@ def methods(
     for key in [*by, *over]:
         if all(run.setting(key) is None for run in runs):
             raise UserError(f"no run says anything of {key}: name a knob as in config.yaml, data.train_rows")
-    known = [_method_settings(run, by) for run in runs]
-    _fill(known)
+    known = [settings_of(run, by) for run in runs]
+    fill(known)
     groups: dict[str, list[int]] = {}
     for place, settings in enumerate(known):
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(place)
-    families = _families([known[places[0]] for places in groups.values()], by)
+    names = families([known[places[0]] for places in groups.values()], by)
     found = []
-    for family, places in zip(families, groups.values(), strict=True):
+    for family, places in zip(names, groups.values(), strict=True):
         settings = known[places[0]]
         beta = settings.get("objective.beta")
         beta = float(beta) if isinstance(beta, int | float) else None
@@ -99,78 +105,17 @@ def methods(
                 tuple(replicate(run, over) for run in of_method),
             )
         )
-    found.sort(key=lambda method: _place(method, families))
+    found.sort(key=lambda method: _place(method, names))
     skipped = (*by, *over)
     for method in found:
         _refuse_differences(method, skipped)
         _refuse_twice(method)
-    warnings = _differences_between(found, skipped)
-    return found, warnings
+        _refuse_some_stopped(method, skipped)
+    return found, [*_differences_between(found, skipped), *_stopped(found)]
 
 
-# -- what a method is ---------------------------------------------------------------------------
-
-
-def _method_settings(run: Run, by: Sequence[str]) -> dict[str, Any]:
-    """The objective with its critic, who wrote the responses, and what else was asked for; flat."""
-    found = flat({"objective": run.results.get("objective", {}), "rollout": run.results.get("rollout", {})})
-    keys = run.results.get("cache_keys", {})
-    found["rollout.off_policy"] = "teacher" if "teacher_responses" in keys else "data"
-    if found.get("objective.beta") == 0:
-        found.pop("rollout.off_policy")  # nobody's are used
-    return found | {key: run.setting(key) for key in by}
-
-
-def _fill(known: Sequence[dict[str, Any]]) -> None:
-    """Knobs that only later versions name take the one value that these have; so versions can be compared."""
-    for distance in {settings.get("objective.distance") for settings in known}:
-        alike = [settings for settings in known if settings.get("objective.distance") == distance]
-        for key in {key for settings in alike for key in settings}:
-            values = {json.dumps(s[key], default=str) for s in alike if key in s}
-            for settings in alike:
-                settings.setdefault(key, json.loads(next(iter(values))) if len(values) == 1 else UNKNOWN)
-
-
-def _families(settings: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[str]:
-    """A name a method, without β: its distance, and what tells it from others of the same distance."""
-    names = []
-    for own in settings:
-        distance = own.get("objective.distance")
-        others = [other for other in settings if other.get("objective.distance") == distance]
-        keys = sorted({key for other in others for key in other} - {"objective.beta"})
-        telling = [
-            _told(key, own.get(key, UNKNOWN))
-            for key in keys
-            if len({json.dumps(other[key], default=str) for other in others if key in other}) > 1
-            and key in own
-        ]
-        extra = [
-            _told(key, own.get(key)) for key in by if len({str(other.get(key)) for other in settings}) > 1
-        ]
-        words = dict.fromkeys([distance_name({"objective": {"distance": distance}}), *telling, *extra])
-        names.append(", ".join(words))
-    return names
-
-
-def _told(key: str, value: Any) -> str:
-    """A setting in words: "closed form critic", "α 0.25", "updates 500"."""
-    if key == "objective.critic.kind":
-        return f"{_said(value).replace('_', ' ')} critic"
-    if key == "rollout.off_policy":
-        return f"{_said(value)} responses"
-    return f"{'α' if key == 'objective.critic.alpha' else _last(key)} {_said(value)}"
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2].replace("_", " ")
-
-
-def _said(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def _place(method: Method, families: Sequence[str]) -> tuple[int, float]:
-    return families.index(method.family), -1.0 if method.beta is None else -method.beta
+def _place(method: Method, names: Sequence[str]) -> tuple[int, float]:
+    return names.index(method.family), -1.0 if method.beta is None else -method.beta
 
 
 # -- what must be the same ----------------------------------------------------------------------
@@ -186,7 +131,7 @@ def _values(runs: Iterable[Run], wanted: Callable[[str], bool]) -> dict[str, dic
         for run in runs:
             value = run.setting(key)
             if key in run.config or value is not None:  # else of a version, or a place, that does not say
-                counts[_said(value)] = counts.get(_said(value), 0) + 1
+                counts[said(value)] = counts.get(said(value), 0) + 1
         if len(counts) > 1:
             found[key] = counts
     return found
@@ -197,7 +142,11 @@ def _starts(key: str, heads: Sequence[str]) -> bool:
 
 
 def _refuse_differences(method: Method, skipped: Sequence[str]) -> None:
+    adaptive = any(moves_with_validations(run) for run in method.runs)
+
     def matters(key: str) -> bool:
+        if key == "trainer.validate_every" and adaptive:
+            return key not in skipped
         return not _starts(key, [*METHOD, *NO_DIFFERENCE, *HARMLESS, *skipped])
 
     found = _values(method.runs, matters)
@@ -220,6 +169,31 @@ def _refuse_twice(method: Method) -> None:
                 f"{run.place}: name one of them"
             )
         seen[name] = run
+
+
+def _refuse_some_stopped(method: Method, skipped: Sequence[str]) -> None:
+    """Seeds that made all updates are not averaged with one that trainer.time_budget ended; where it ended
+    all of them, the time is what they were to have in common."""
+    stopped = [run for run in method.runs if run.stopped]
+    if 0 < len(stopped) < len(method.runs) and STOPPED not in skipped:
+        run = stopped[0]
+        raise UserError(
+            f"{method.label}: seed {run.seed} was stopped by trainer.time_budget after {run.updates} of "
+            f"{run.results.get('updates')} updates, others of its seeds were not ({run.place}): let it go on "
+            f"(resume=DIR with more trainer.time_budget), leave it out, or average all the same with "
+            f"--over {STOPPED}"
+        )
+
+
+def _stopped(found: Sequence[Method]) -> list[str]:
+    """What is said of runs that did not make all their updates."""
+    told = [
+        f"{method.label} {' and '.join(str(run.updates) for run in method.runs if run.stopped)} of "
+        f"{method.runs[0].results.get('updates')}"
+        for method in found
+        if any(run.stopped for run in method.runs)
+    ]
+    return [f"Stopped by trainer.time_budget before their last update: {'; '.join(told)}."] if told else []
 
 
 def _differences_between(found: Sequence[Method], skipped: Sequence[str]) -> list[str]:

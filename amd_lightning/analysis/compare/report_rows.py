@@ -22,8 +22,9 @@ def in_short(found: Comparison) -> list[str]:
     if len(ranked) < 2:
         return [f"One method has {measure.title}: there is nothing to compare it with."]
     best, cell = ranked[0], found.estimates[ranked[0].label, found.judge]
-    told = _told_apart(found, best.label)
-    level = [m.label for m in ranked[1:] if m.label in _verdicts(found, best.label) and m.label not in told]
+    told, behind = (_told_apart(found, best.label, sign) for sign in (1.0, -1.0))
+    apart = {*told, *behind}
+    level = [m.label for m in ranked[1:] if m.label in _verdicts(found, best.label) and m.label not in apart]
     sentences = [
         f"{best.label} has the best mean {measure.title}: {cell_text(cell, found.judge)}"
         + (
@@ -42,6 +43,11 @@ def in_short(found: Comparison) -> list[str]:
         sentences.append(
             f"It is ahead of {len(told)} (paired test over {_chance(found, best.label)}, Holm's correction, "
             f"p < {SIGNIFICANT:g}): {'; '.join(told)}."
+        )
+    if behind:
+        sentences.append(
+            f"On the seeds that both have it is behind {len(behind)}, by the same test: {'; '.join(behind)}. "
+            "Give all methods the same seeds."
         )
     seeds = min(len(method.runs) for method in found.methods)
     if seeds == 1:
@@ -71,14 +77,27 @@ def _chance(found: Comparison, label: str) -> str:
     return "seeds and examples" if all(cell.examples for cell in cells) else "seeds"
 
 
-def _told_apart(found: Comparison, label: str) -> list[str]:
-    """Methods, ranked, that a test tells from this one."""
+def _told_apart(found: Comparison, label: str, sign: float) -> list[str]:
+    """Methods, ranked, that a test tells from this one: those it is ahead of (sign 1), or behind (−1).
+
+    A mean is of all seeds and a test of those that both have: the two may point in opposite ways.
+    """
     verdicts = _verdicts(found, label)
     return [
         method.label
         for method in found.ranked()
-        if (pair := verdicts.get(method.label)) and pair.p_holm is not None and pair.p_holm < SIGNIFICANT
+        if (pair := verdicts.get(method.label)) and _told(pair) and sign * _lead(pair, label) > 0.0
     ]
+
+
+def _told(pair: Pair) -> bool:
+    return pair.p_holm is not None and pair.p_holm < SIGNIFICANT
+
+
+def _lead(pair: Pair, label: str) -> float:
+    """By how much a method is the better one of a pair, on the seeds that both have."""
+    better = measure_of(pair.metric).better or 1
+    return better * pair.difference.estimate.mean * (1.0 if label == pair.first else -1.0)
 
 
 # -- tables ------------------------------------------------------------------------------------
@@ -120,9 +139,9 @@ def _beaten(found: Comparison, metric: str, best: set[str]) -> set[str]:
     """Methods that a test tells apart from the best mean; with --against, nothing is known of most pairs."""
     names = set()
     for pair in found.pairs:
-        if pair.metric == metric and pair.p_holm is not None and pair.p_holm < SIGNIFICANT:
+        if pair.metric == metric and _told(pair):
             for one, two in ((pair.first, pair.second), (pair.second, pair.first)):
-                if one in best:
+                if one in best and _lead(pair, one) > 0.0:
                     names.add(two)
     return names
 

@@ -42,7 +42,7 @@ def runs_table(methods: Sequence[Method]) -> pd.DataFrame:
                 "seed": run.seed,
                 "task": results.get("task"),
                 "scale": results.get("scale"),
-                "updates": results.get("updates"),
+                "updates": run.updates,
                 "git_commit": results.get("git_commit"),
             }
             for metric in results["student"]:

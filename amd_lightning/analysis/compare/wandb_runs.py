@@ -73,7 +73,8 @@ def _run(run: Any, path: str) -> Run:
     summary = _summary(run)
     objective: dict[str, Any] = dict(config.get("objective") or {})
     if objective.get("distance") == "moment_matching":
-        objective["critic"] = dict(config.get("critic") or {})
+        rate = ((config.get("optim") or {}).get("critic") or {}).get("learning_rate")
+        objective["critic"] = {**(config.get("critic") or {}), "learning_rate": rate}
     seconds = {
         key.removeprefix("cost/seconds/"): value
         for key, value in summary.items()
@@ -90,6 +91,7 @@ def _run(run: Any, path: str) -> Run:
         "rollout": dict(config.get("rollout") or {}),
         "learning_rate": settings.get("optim.student.learning_rate"),
         "updates": settings.get("optim.student.updates"),
+        "stopped_at": summary.get("stopped_at"),
         "seed": settings.get("seed", -1),
         "cost": {"seconds": seconds},
     }

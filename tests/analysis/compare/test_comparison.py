@@ -132,6 +132,15 @@ def test_equal_budgets_are_read_from_the_validation_curve(found: Comparison) -> 
     assert budget.at_seconds == budget.at_updates == pytest.approx((18 / 20 + 17 / 20 + 0.01) / 2)
 
 
+def test_a_run_that_ran_out_of_time_has_the_updates_that_it_made(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "whole", "js")
+    write_run(tmp_path / "stopped", "kl", change={"stopped_at": 10})
+    found = comparison(*methods(find_runs([tmp_path]).runs))
+    assert (found.budgets[KL1].updates, found.common[0]) == (10, 10.0)
+    table = runs_table(found.methods)
+    assert set(table[table["distance"] == "kl"]["updates"]) == {10}
+
+
 def test_at_fewer_seconds_a_slow_method_is_read_earlier(tmp_path: Path, write_run: Any) -> None:
     quick = {"cost": {"seconds": {"distil": 7.5}}}
     write_run(tmp_path / "quick", "js", change=quick)

@@ -111,6 +111,64 @@ def test_a_knob_that_an_earlier_version_does_not_name_is_no_difference() -> None
     assert len(found) == 3  # which of both the first had, nobody knows
 
 
+def with_knobs(seed: int, objective: dict[str, Any], rollout: dict[str, Any] | None = None) -> Run:
+    """As results.json has it: nothing is said of what is off."""
+    mm = {"distance": "moment_matching", "beta": 0.5, "critic": {"kind": "residual", "alpha": 0.25}}
+    found = run(seed, mm | objective)
+    found.results["rollout"] = {"off_policy": "data", **(rollout or {})}  # type: ignore[index]
+    return found
+
+
+@pytest.mark.parametrize(
+    "objective, rollout, words",
+    [
+        ({"sft_weight": 0.5}, {}, "sft weight 0.5"),
+        ({"horizon": {"gamma": 1.0, "returns": "expected"}}, {}, "γ 1"),
+        ({"kernel": {"weight": 2.0, "ngram": 2}}, {}, "kernel 2"),
+        ({"adaptive_beta": {"step": 0.1, "tolerance": 0.1}}, {}, "adaptive β 0.1"),
+        (
+            {"critic": {"kind": "residual", "alpha": 0.25, "alpha_start": 0.01, "alpha_path": "linear"}},
+            {},
+            "α from 0.01",
+        ),
+        ({}, {"replay": {"capacity": 100, "refresh": 0.5}}, "replay 100"),
+        ({}, {"reuse": 4}, "reuse 4"),
+        ({}, {"teacher_share": 0.2}, "teacher share 0.2"),
+        ({}, {"teacher_top_k": 16}, "teacher top k 16"),
+    ],
+)
+def test_what_one_method_has_and_the_other_does_without_tells_them_apart(
+    objective: dict[str, Any], rollout: dict[str, Any], words: str
+) -> None:
+    found, _ = methods([with_knobs(0, {}), with_knobs(1, objective, rollout)])
+    assert [m.label for m in found] == [
+        "moment matching, β 0.5",
+        f"moment matching, {words}, β 0.5",
+    ]
+    both, _ = methods([with_knobs(seed, objective, rollout) for seed in (0, 1)])
+    assert [(m.label, len(m.runs)) for m in both] == [("moment matching, β 0.5", 2)]
+
+
+def test_what_is_said_to_be_off_is_off() -> None:
+    off = {"horizon": {"gamma": 0.0, "returns": "expected"}, "sft_weight": 0.0}
+    found, _ = methods([with_knobs(0, {}), with_knobs(1, off, {"replay": {"capacity": 0}, "reuse": 1})])
+    assert [len(method.runs) for method in found] == [2]
+
+
+def test_who_wrote_the_responses_is_the_runs_own_word() -> None:
+    found, _ = methods([with_knobs(0, {}), with_knobs(0, {}, {"off_policy": "teacher"})])
+    assert [m.label for m in found] == [
+        "moment matching, data responses, β 0.5",
+        "moment matching, teacher responses, β 0.5",
+    ]
+    none = {"beta": 0.0}
+    found, _ = methods([with_knobs(0, none), with_knobs(1, none, {"off_policy": "teacher"})])
+    assert [len(method.runs) for method in found] == [2]  # nobody's are used
+    falling = {"beta": 0.0, "adaptive_beta": {"step": 0.1}}
+    found, _ = methods([with_knobs(0, falling), with_knobs(1, falling, {"off_policy": "teacher"})])
+    assert [len(method.runs) for method in found] == [1, 1]
+
+
 # -- refusals ----------------------------------------------------------------------------------
 
 
@@ -129,6 +187,44 @@ def test_they_are_told_apart_or_averaged_over_on_request() -> None:
     assert any("as asked" in warning for warning in warnings)
     found, _ = methods(pair, over=["optim.student.updates"])
     assert found[0].replicates == ("0, updates 100", "0, updates 500")
+
+
+def test_the_critics_optimizer_is_no_matter_of_seeds() -> None:
+    text = said(run(0, optim__critic__weight_decay=0.0), run(1, optim__critic__weight_decay=0.1))
+    assert "--by optim.critic.weight_decay" in text
+
+
+def test_when_it_validates_moves_what_an_adaptive_run_learns() -> None:
+    runs = [run(0, trainer__validate_every=50), run(1, trainer__validate_every=100)]
+    assert len(methods(runs)[0]) == 1
+    for one in runs:
+        one.results["objective"]["adaptive_beta"] = {"step": 0.1}
+    assert "--by trainer.validate_every" in said(*runs)
+    assert len(methods(runs, over=["trainer.validate_every"])[0]) == 1
+
+
+def stopped(seed: int, updates: int) -> Run:
+    found = run(seed, trainer__time_budget=10.0)
+    found.results.update(updates=1000, stopped_at=updates)  # type: ignore[attr-defined]
+    return found
+
+
+def test_a_seed_that_ran_out_of_time_is_not_averaged_with_one_that_did_not() -> None:
+    whole = run(1, trainer__time_budget=10.0)
+    whole.results["updates"] = 1000  # type: ignore[index]
+    text = said(stopped(0, 300), whole)
+    assert "seed 0 was stopped by trainer.time_budget after 300 of 1000 updates" in text
+    assert "--over stopped_at" in text
+    found, _ = methods([stopped(0, 300), whole], over=["stopped_at"])
+    assert found[0].replicates == ("0, stopped at 300", "1, stopped at null")
+
+
+def test_runs_that_all_ran_out_of_time_are_compared_and_it_is_said() -> None:
+    found, warnings = methods([stopped(0, 300), stopped(1, 320)])
+    assert [one.updates for one in found[0].runs] == [300, 320]
+    assert warnings == [
+        "Stopped by trainer.time_budget before their last update: KL, β 1 300 and 320 of 1000."
+    ]
 
 
 def test_other_questions_are_not_compared() -> None:

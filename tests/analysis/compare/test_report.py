@@ -181,6 +181,28 @@ def test_sentences_claim_no_more_than_the_tests(found: Comparison) -> None:
     assert all(method.label in listed for method in found.methods if method.label != MM1)
 
 
+def test_a_better_mean_is_no_lead_where_the_shared_seeds_say_otherwise(
+    tmp_path: Path, write_run: Any
+) -> None:
+    for seed, right in enumerate((8, 8, 8, 20, 20)):
+        write_run(tmp_path / f"kl{seed}", "kl", 1.0, seed, right=right)
+    for seed in range(3):
+        write_run(tmp_path / f"js{seed}", "js", 1.0, seed, right=12 - seed % 2)
+    found = comparison(*methods(find_runs([tmp_path]).runs))
+    (pair,) = (pair for pair in found.pairs if pair.metric == found.judge)
+    told = replace(found, pairs=[pair._replace(p_holm=0.001)])
+    assert told.ranked()[0].label == "KL, β 1"
+    first, *others = in_short(told)
+    assert first.startswith("KL, β 1 has the best mean")
+    assert not any("It is ahead of" in sentence for sentence in others)
+    assert any(
+        "On the seeds that both have it is behind 1" in sentence and "JS, β 1" in sentence
+        for sentence in others
+    )
+    rows = metric_rows(told, [found.judge])["rows"]
+    assert [row["cells"][0]["tied"] for row in rows] == [True, True]  # nothing beats it from the best's side
+
+
 def test_one_seed_claims_nothing_of_others(found: Comparison) -> None:
     cut = [replace(m, runs=m.runs[:1], replicates=m.replicates[:1]) for m in found.methods]
     listed = " ".join(in_short(comparison(cut)))

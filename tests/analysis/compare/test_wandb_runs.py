@@ -65,13 +65,23 @@ def test_runs_are_read_like_folders() -> None:
     assert api.asked == ["e/p"]
     assert others == ["e/p/c"]
     assert runs[0].results["student"] == {"tv_on": 0.1, "rouge_l": 50.0}
-    assert runs[0].results["objective"]["critic"] == {"kind": "residual", "alpha": 0.5}
+    assert runs[0].results["objective"]["critic"] == {"kind": "residual", "alpha": 0.5, "learning_rate": None}
     assert runs[0].curves == {"valid/rouge_l": [(10.0, 40.0), (20.0, 50.0)]}
     assert runs[0].config["optim.student.updates"] == 20
     found = comparison(*methods(runs))
     assert found.mean("moment matching, β 0.5", "tv_on") == pytest.approx(0.15)
     assert found.budgets["moment matching, β 0.5"].seconds == 12.0
     assert found.estimates["moment matching, β 0.5", "tv_on"].seeds == 2
+
+
+def test_who_wrote_the_responses_and_the_critics_rate_are_read() -> None:
+    one, two, three = stored("a", 0), stored("b", 0), stored("c", 0)
+    one.config["rollout"], two.config["rollout"] = {"off_policy": "data"}, {"off_policy": "teacher"}
+    three.config["optim"] = {"student": {"updates": 20}, "critic": {"learning_rate": 1.0}}
+    three.summary["stopped_at"] = 7
+    runs, _ = wandb_runs("wandb:e/p", Stub([one, two, three]))
+    assert [run.updates for run in runs] == [20, 20, 7]
+    assert len(methods(runs)[0]) == 3
 
 
 def test_a_nested_summary_says_the_same() -> None:
