@@ -40,10 +40,24 @@ PLUGIN_OF = {
     "submitit_slurm": "hydra-submitit-launcher",
 }
 """Launchers of Hydra's that come in packages of their own."""
+USUAL = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "epochs": "updates",
+    "max_steps": "updates",
+    "warmup": "warmup_updates",
+    "warmup_steps": "warmup_updates",
+    "grad_clip": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "temp": "temperature",
+    "gpus": "devices",
+}
+"""What a knob is usually called elsewhere -> the last part of its name here."""
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
-    """Refuse a command line of which any run would be refused.
+    """Refuse a command line of which any run would be refused, also where it only asks what one comes to.
 
     An option without effect is refused in a single run. In a sweep it is where no point would use it: a
     knob of one point's critic must not break the point beside it.
@@ -52,7 +66,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
         ConfigError: lists every problem of every point of the sweep.
     """
     line = get_args_parser().parse_args(list(arguments))
-    if not runs_something(line):
+    if not _about_ours(line):
         return
     if line.config_dir and not Path(line.config_dir).is_dir():
         raise ConfigError([f"--config-dir {line.config_dir} is no directory"])
@@ -76,7 +90,12 @@ def check_command_line(arguments: Sequence[str]) -> None:
 
 def runs_something(line: Namespace) -> bool:
     """Whether a command line, as Hydra's parser has it, is no question, and about our configuration."""
-    answered_by_hydra = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    return not line.cfg and _about_ours(line)
+
+
+def _about_ours(line: Namespace) -> bool:
+    """Whether it is about our configuration, to run it or (--cfg) to print it."""
+    answered_by_hydra = ("help", "hydra_help", "info", "shell_completion")
     other_root = ("experimental_rerun", "config_path", "config_name")
     return not any(getattr(line, flag) for flag in (*answered_by_hydra, *other_root))
 
@@ -176,7 +195,7 @@ def _in_words(text: str, error: Exception) -> str:
     file = re.match(r"In '(.+?)'", said)
     prefix = f"{file[1]}.yaml: " if file and file[1] != "config" else f"{text}: " if text else ""
 
-    option = re.search(r"Could not find '(.+)/([^/']*)'", said)
+    option = re.search(r"Could not (?:find|load) '(.+)/([^/']*)'", said)
     if option or (isinstance(error, ValueError) and loader.get_group_options(key)):
         group, name = option.groups() if option else (key, str(value))
         listed = re.search(r"Available options in '.+':\n((?:\t.+\n)+)", said)  # with those of --config-dir
@@ -213,13 +232,30 @@ def _not_a_knob(key: str) -> str:
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?", or nothing: the nearest name, or the knobs whose last part it nearly is."""
+    """ "; did you mean ...?", or nothing: what is usually called so, the nearest name, or the knobs whose
+    last part it nearly is."""
+    section, _, own = name.rpartition(".")
+    if places := [one for one in known if one.rpartition(".")[2] == USUAL.get(own)]:
+        return f"; did you mean {_nearest(section, places)}?"
+    known = [one for one in known if not name.startswith(f"{one}.")]  # the sections that it was looked for in
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.7):
         return f"; did you mean {close[0]}?"
     last = {known_name: known_name.rpartition(".")[2] for known_name in known}
     close = difflib.get_close_matches(name.rpartition(".")[2], set(last.values()), n=1, cutoff=0.7)
     places = [known_name for known_name in known if close and last[known_name] == close[0]]
     return f"; did you mean {' or '.join(places)}?" if places else ""
+
+
+def _nearest(section: str, places: Sequence[str]) -> str:
+    """The knob whose place has most in common with a section's name; of several the trained student's."""
+
+    def order(place: str) -> tuple[float, bool]:
+        parts = place.split(".")[:-1]
+        alike = [[difflib.SequenceMatcher(None, one, part).ratio() for part in parts] for one in asked]
+        return sum(near for part in alike if (near := max(part, default=0.0)) > 0.6), "student" in parts
+
+    asked = section.split(".")
+    return max(places, key=order)
 
 
 def _expected(kind: Any) -> str:
@@ -268,7 +304,7 @@ def knobs() -> str:
         "  python -m amd_lightning.run +experiment=samsum objective=kd seed=1    another method",
         "  python -m amd_lightning.run --multirun +experiment=samsum objective.beta=0,0.5,1",
         "  python -m amd_lightning.run +experiment=samsum +sweep=beta cluster=joblib    a sweep by name",
-        "  python -m amd_lightning.run sweep_resume=DIR            what is missing or failed in a sweep",
+        "  python -m amd_lightning.run sweep_resume=DIR            what a sweep has not done yet",
         "",
         "Groups (choose with GROUP=OPTION):",
     ]

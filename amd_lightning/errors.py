@@ -6,6 +6,7 @@ other exception is a bug of ours and keeps its traceback.
 
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -87,6 +88,10 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
         self.update = update
         self.updates = updates
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, int | None, int | None], dict[str, Any]]:
+        """Out of a process of joblib's as it is; by itself it would be made again from its text."""
+        return type(self), (self.signum, self.update, self.updates), vars(self)
 
 
 class Preempted(Interrupted):

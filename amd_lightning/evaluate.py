@@ -179,10 +179,13 @@ def taken_apart(arguments: Sequence[str]) -> Asked:
     harness: list[tuple[str, str]] = []
     paths: dict[str, str] = {}
     rest = []
-    for text in arguments:
+    for place, text in enumerate(arguments):
         key, _, value = text.partition("=")
         who, _, inner = key.partition(".")
         if text.startswith("-"):
+            if key.lstrip("-") in given:
+                said = value or " ".join(arguments[place + 1 : place + 2]) or "PATH_OR_ID"
+                raise UserError(f"options have no dashes here: write {key.lstrip('-')}={said}")
             raise UserError(f"{text} is not for this command, which measures one model; leave it out")
         if who == "lm_eval":
             if inner not in LM_EVAL_KEYS:
@@ -312,7 +315,7 @@ def _own_words(text: str, has_teacher: bool) -> str:
     for place in ("student", "NAME", "teacher"):
         who = "teacher" if place == "teacher" and has_teacher else "model"
         text = text.replace(f"pair.{place}.path", who).replace(f"pair.{place}.", f"{who}.")
-    return text
+    return text if has_teacher else text.replace("model=DIR model=DIR", "model=DIR")  # the same one for both
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ DESCRIPTION = """\
 Have the responses of a finished run (or of python -m amd_lightning.evaluate) graded by a language model
 behind any endpoint that speaks OpenAI's chat completions: side by side with the reference answers or with
 another run's responses, in both orders, or each alone. Prompts, responses and references are sent there.
-Writes judge.json and judged.jsonl. Replies are kept in the cache: a judging that was cut off goes on.
+Writes judge.json and judged.jsonl. Replies are kept in the cache: a judging that was cut off goes on, and
+questions that got no reply are asked again by the same command ("complete" in judge.json: all have one).
 """
 EPILOGUE = """\
 examples:
@@ -99,8 +100,8 @@ def judge(options: argparse.Namespace, given: Sequence[str]) -> list[str]:
     """Ask, write judge.json and judged.jsonl, and return what to say.
 
     Raises:
-        UserError: nothing to judge, an endpoint that cannot be used or stopped answering (what was judged
-            until then is written and kept), or a folder with another judging in it.
+        UserError: nothing to judge, an endpoint that cannot be used, answered nothing or stopped answering
+            (what was judged until then is written and kept), or a folder with another judging in it.
     """
     from amd_lightning.cache import ArtifactCache
     from amd_lightning.judging.court import hear
@@ -127,11 +128,13 @@ def judge(options: argparse.Namespace, given: Sequence[str]) -> list[str]:
     cache = ArtifactCache(_cache_dir(options.cache_dir))
     with Endpoint(settings, budget) as endpoint:
         session = hear(asked, endpoint, cache)
+    figures = summary(session.judged)
     content = {
         **identity,
-        "complete": session.stopped is None,
+        "complete": session.stopped is None and not figures["unanswered"],
         "stopped": session.stopped,
-        **summary(session.judged),
+        "last_error": session.last_error,
+        **figures,
         "asked_for": len(asked),
         "cached": session.cached,
         "requests": budget.requests,
@@ -191,12 +194,15 @@ def _identity(options: argparse.Namespace, against: str | None, task: str) -> di
 
 
 def _refuse_another(out: Path, identity: Mapping[str, Any]) -> None:
-    """A judging that differs is not overwritten; more examples of the same one are."""
+    """A judging that differs is not overwritten; more examples of the same one are, and one without any reply
+    (of a --base-url, say, that was mended since)."""
     path = out / FILES[0]
     if not path.is_file():
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
+        if "questions" in there and there["questions"] == there.get("unanswered"):
+            return
         differing = [key for key in identity if there.get(key) != identity[key]]
     except (ValueError, AttributeError):
         differing = ["everything"]
@@ -225,8 +231,13 @@ def _write(out: Path, content: Mapping[str, Any], judged: Sequence[Mapping[str, 
 def _in_words(content: Mapping[str, Any]) -> list[str]:
     """The figures in a few lines."""
     lines = []
-    if not content["complete"]:
+    if content["stopped"]:
         lines.append(f"not complete, {content['stopped']}; run this again with more to go on")
+    if content["unanswered"]:
+        lines.append(
+            f"{content['unanswered']} of {content['questions']} questions got no reply, the last: "
+            f"{content['last_error']}; run this again to ask them again"
+        )
     if "ratio" in content:
         low, high = content["ratio_low"], content["ratio_high"]
         interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"

@@ -1,16 +1,19 @@
 """What a run will take before it is started: `python -m amd_lightning.plan +experiment=samsum scale=paper`.
 
 Parameters, tokens and floating-point operations of an update, and the memory of one device and of several,
-for each of the run's training stages, from the models' configs alone: nothing is downloaded, no weight is
-made. The estimate is `planning/`, and experiments/speed/memory.md compares it with measured peaks.
+or of this machine where a CPU trains, for each of the run's training stages, from the models' configs alone:
+nothing is downloaded, no weight is made. Of a sweep it is the point that takes most. The estimate is
+`planning/`, and experiments/speed/memory.md compares it with measured peaks.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -29,10 +32,13 @@ from amd_lightning.errors import UserError
 from amd_lightning.models.students import shortened
 from amd_lightning.objectives.chunked import chunk_size
 from amd_lightning.planning import report
-from amd_lightning.planning.memory import Critics, Workload
+from amd_lightning.planning.memory import Critics, Workload, memory
 from amd_lightning.planning.report import GB, Stage
 from amd_lightning.planning.shapes import Adapters, ModelShape, adapters_of, config_of, shape_of
+from amd_lightning.sweeps.points import parsed, plain_key, points, sweeping
 
+GPU_GB, DEVICES = 80.0, 8
+"""Where the command line says no others, and a GPU trains."""
 BITS = {"8bit": 1.0, "4bit": 0.5}
 """Bytes of a quantized weight; the scales of its blocks (under a tenth) are left out."""
 
@@ -41,35 +47,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the plan of a command line; an error that the user can mend is one line, and status 1."""
     options, overrides = _parsed(sys.argv[1:] if arguments is None else arguments)
     try:
-        config = configuration(overrides)
-        stages, capacity = stages_of(config), round(options.gpu_gb * GB)
+        config, stages, of_sweep = largest(overrides, options.multirun)
+        capacity, devices = _machine(config, options)
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {one_line(error)}")
     except UserError as error:
         sys.exit(f"error: {error}")
+    title = _title(config) + of_sweep
     if options.json:
-        sys.stdout.write(json.dumps(report.plain(stages, capacity, options.devices), indent=2) + "\n")
+        found = {"run": title, **report.plain(stages, capacity, devices)}
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
     from rich.console import Console
 
-    Console().print(report.render(stages, capacity, options.devices, _title(config)), highlight=False)
+    Console().print(report.render(stages, capacity, devices, title), highlight=False)
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m amd_lightning.plan",
         description="What a run will take: parameters, operations and memory, and what to change where it "
-        "does not fit. All lengths are taken at their limits.",
+        "does not fit. All lengths are taken at their limits. Of a sweep (+sweep=NAME, --multirun) "
+        "the point that takes most is planned: where it fits, all do.",
         epilog="KEY=VALUE, +experiment=NAME and the rest are those of `python -m amd_lightning.run` (see its "
         "--help). Example: python -m amd_lightning.plan +experiment=dolly scale=paper pair=gpt2_xl_base",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--gpu-gb", type=_positive, default=80.0, help="memory of a device in 10^9 bytes [80]"
+        "--gpu-gb",
+        type=_positive,
+        help=f"memory of a GPU in 10^9 bytes [{GPU_GB:g}]; where a CPU trains, it is this machine's",
     )
     parser.add_argument(
-        "--devices", type=_count, default=8, help="also on so many, as copies and in shards [8]"
+        "--devices", type=_count, help=f"also on so many GPUs, as copies and in shards [{DEVICES}]"
     )
+    parser.add_argument("-m", "--multirun", action="store_true", help="the commas are a sweep, as in a run")
     parser.add_argument("--json", action="store_true", help="everything as JSON, in bytes and operations")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the run")
     options = parser.parse_intermixed_args(list(arguments))
@@ -88,6 +100,69 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def _machine(config: RunConfig, options: argparse.Namespace) -> tuple[int, int]:
+    """Bytes of a device to compare with, and on how many to plan too.
+
+    Raises:
+        UserError: an option for GPUs where a CPU trains.
+    """
+    if not _on_cpu(config):
+        return round((options.gpu_gb or GPU_GB) * GB), options.devices or DEVICES
+    for name in ("gpu_gb", "devices"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for GPUs, and a CPU trains here: leave it out, or set "
+                "trainer.accelerator=gpu"
+            )
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 1
+
+
+def _on_cpu(config: RunConfig) -> bool:
+    """Where the run would train; a plan for a GPU needs none."""
+    accelerator = config.trainer.accelerator
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
+def largest(overrides: Sequence[str], multirun: bool) -> tuple[RunConfig, list[Stage], str]:
+    """The run that a command line asks for; of a sweep, the point of the largest peak.
+
+    Between equal peaks (a teacher that all points share) the next stage's count. Seeds change no memory, so
+    points that differ in nothing else are planned once.
+
+    Returns:
+        The run, its stages, and which point of which sweep it is, in words for its title; "" of no sweep.
+
+    Raises:
+        ConfigError, ModelError: as `configuration` and `stages_of` do, for any point.
+        UserError: a search, whose points nobody knows yet.
+    """
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        sweeps, of_file = sweeping(overrides, multirun, None)
+    if not sweeps:
+        config = configuration(overrides)
+        return config, stages_of(config), ""
+    check_command_line([*overrides, *(["--multirun"] if multirun else [])])
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = map(parsed, [*of_file, *overrides])
+        if intervals := [one.get_key_element() for one in found if one.is_interval_sweep()]:
+            raise UserError(
+                f"a search over {', '.join(intervals)} has no points to plan: leave it out, and name values"
+            )
+        every = list(points([*of_file, *overrides], True))
+        distinct = list(dict.fromkeys(tuple(t for t in point if plain_key(t) != "seed") for point in every))
+        runs = [
+            validated(compose("config", ["output_dir=.", *point]), point, refuse_ignored=False)
+            for point in distinct
+        ]
+    planned = [stages_of(config) for config in runs]
+    peaks = [sorted((memory(stage.work).peak for stage in stages), reverse=True) for stages in planned]
+    at = peaks.index(max(peaks))
+    own = [text for text in distinct[at] if any(text not in other for other in distinct)]
+    sweep = " ".join(text for text in overrides if plain_key(text) == "sweep") or "the sweep"
+    which = f"; the largest of {len(every)} points of {sweep}" + (f": {' '.join(own)}" if own else "")
+    return runs[at], planned[at], which if len(every) > 1 else ""
 
 
 def configuration(overrides: Sequence[str]) -> RunConfig:
@@ -181,11 +256,12 @@ def _fine_tuning(
         on_responses=0,
         distance="nll",
         critics=None,
-        chunk_tokens=chunk_size(shape.vocabulary, on_cpu=config.trainer.accelerator == "cpu"),
+        chunk_tokens=chunk_size(shape.vocabulary, on_cpu=_on_cpu(config)),
         precision=config.trainer.precision,
         student_bytes=_bytes(model),
         checkpointing=model.gradient_checkpointing,
         adapters=adapters,
+        on_cpu=_on_cpu(config),
     )
 
 

@@ -39,7 +39,7 @@ from amd_lightning.running.description import without_secrets
 from amd_lightning.running.directory import remove_empty
 from amd_lightning.running.launching import outside
 from amd_lightning.running.one_run import NO_DIRECTORY, run
-from amd_lightning.running.resume import unfinished_beside
+from amd_lightning.running.resume import completed, unfinished_beside
 from amd_lightning.sweeps.index import Measured, SweepIndex
 from amd_lightning.sweeps.index import one_line as point_error
 from amd_lightning.sweeps.search import report_of
@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     index = None
     try:
-        arguments, go_on = resumed(arguments)
+        arguments, go_on = resumed(completed(arguments))
         check_command_line(arguments)
         sys.argv[1:], index = begin(arguments, go_on)
         with _terminated_as_interrupted():
@@ -76,7 +76,7 @@ def main() -> None:
         if words := getattr(stopped, "words", Interrupted.words):
             sys.stderr.write(f"{words}\n")
         if index is not None:
-            sys.stderr.write("\n".join(end(index)) + "\n")
+            sys.stderr.write("\n".join(end(index, stopped=True)) + "\n")
         if isinstance(stopped, Preempted):
             _queued_again(stopped)
         sys.exit(128 + signum)  # as shells have it

@@ -2,12 +2,14 @@
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from amd_lightning import cli, conf_dir
+from amd_lightning import __main__, cli, conf_dir
 from amd_lightning.cli import check_command_line, knobs, one_line, validated
+from amd_lightning.config.schema import RunConfig
 from amd_lightning.errors import ConfigError
 from tests.test_config import composed, options
 from tests.test_config import knobs as all_knobs
@@ -25,6 +27,7 @@ def refusals(line: str) -> list[str]:
 
 
 OBJECTIVES = ", ".join(options("objective"))
+SWEEPS = ", ".join(options("sweep"))
 DISTANCES = "moment_matching, kl, rkl, js, tv, skew_kl, skew_rkl, jeffreys, akl, alpha_beta, nll"
 REFUSED = {
     # unknown keys
@@ -36,6 +39,15 @@ REFUSED = {
     "objective.gamma=1": "objective.gamma is not a knob; did you mean objective.horizon.gamma?",
     "beta=0.5": "beta is not a knob; did you mean objective.beta?",
     "objektive=kd": "objektive is not a knob; did you mean objective?",
+    # usual names of elsewhere
+    "optim.lr=3": "optim.lr is not a knob; did you mean optim.student.learning_rate?",
+    "+optim.student.lr=3": "optim.student.lr is not a knob; did you mean optim.student.learning_rate?",
+    "optim.student_start.lr=3": "optim.student_start.lr is not a knob; did you mean "
+    "optim.student_start.learning_rate?",
+    "critic.lr=3": "critic.lr is not a knob; did you mean optim.critic.learning_rate?",
+    "optim.teacher.bs=3": "optim.teacher.bs is not a knob; did you mean optim.teacher.batch_size?",
+    "epochs=3": "epochs is not a knob; did you mean optim.student.updates?",
+    "optim.zzz=3": "optim.zzz is not a knob; see --help",
     "zzz=1": "zzz is not a knob; see --help",
     "+zzz.y=1": "zzz is not a knob; see --help",
     "hydra.run.dri=x": "hydra.run.dri is not a setting of Hydra's; see --hydra-help",
@@ -61,6 +73,8 @@ REFUSED = {
     "objective=gkdd": f"objective=gkdd is not an option; choose {OBJECTIVES}",
     "objective=": f"objective= is not an option; choose {OBJECTIVES}",
     "objective=5": f"objective=5 is not an option; choose {OBJECTIVES}",
+    "+sweep=betta": f"sweep=betta is not an option; choose {SWEEPS}",
+    "+sweep=[beta,nope]": f"sweep=nope is not an option; choose {SWEEPS}",
     "~scale": "~scale: scale and data must be chosen: the token limits are those of a task at a scale",
     "+experiment=samsun": "experiment=samsun is not an option; choose dolly, iwslt, samsum, strategyqa",
     "experiment=samsum": "experiment=samsum needs a plus: +experiment=samsum",
@@ -82,6 +96,9 @@ REFUSED = {
     "output_dir=x": "output_dir=x: set hydra.run.dir=DIR instead (hydra.sweep.dir=DIR with --multirun)",
     "-m seed=glob(*)": "seed=glob(*) matches nothing",
     "--config-dir /nowhere": "--config-dir /nowhere is no directory",
+    # shown in place of run
+    "--cfg job objective.bta=1": "objective.bta is not a knob; did you mean objective.beta?",
+    "--cfg job objective.beta=7": "objective.beta=7.0 must be at most 1.0",
     # options without effect
     "objective=kd critic=learned": "critic would be ignored with objective.distance=kl, which has no critic; "
     "leave it out",
@@ -119,8 +136,8 @@ ACCEPTED = [
     "hydra.run.dir=/tmp/x hydra.job.chdir=false",
     "objective=kd objective=amm critic.steps=2",  # the last one counts, as everywhere in Hydra
     "data.source=files data.path=/nowhere",  # what lies there is not the command line's
-    "--cfg job objective.bta=1",  # answered by Hydra
-    "--help objective.bta=1",
+    "--cfg job --resolve objective=kd",
+    "--help objective.bta=1",  # answered before
     "--info defaults",
     "-m objective.beta=0,0.5,1",
     "-m objective=glob(*)",
@@ -153,6 +170,12 @@ def test_accepted(line: str) -> None:
 )
 def test_the_odd_corners_of_hydras_grammar_are_refused_without_a_crash(line: str) -> None:
     assert refusals(line)
+
+
+def test_a_usual_name_is_nobodys_here_and_means_a_knob() -> None:
+    last = {name.rpartition(".")[2] for name, _ in cli._knobs(RunConfig, "")}
+    assert not last & set(cli.USUAL)
+    assert set(cli.USUAL.values()) <= last
 
 
 def test_all_problems_of_a_command_line_come_at_once() -> None:
@@ -306,3 +329,30 @@ def test_help_shows_the_values_of_the_default_run() -> None:
     assert "cache.enabled [true]" in text
     student = config.pair.student.architecture
     assert f"as pair.teacher.architecture, with d_model [{student.d_model}]" in text
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def test_the_package_lists_its_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = Path(__main__.__file__).parent
+    monkeypatch.setattr(sys, "argv", ["amd_lightning"])
+    __main__.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    listed = [line.split()[2].removeprefix("amd_lightning.") for line in lines[2:]]
+    runnable = {
+        path.stem for path in package.glob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")
+    }
+    assert sorted(listed) == sorted(runnable - {"__main__", "presets", "show_data"} | {"data"})
+
+
+@pytest.mark.parametrize("line, meant", [("plan scale=paper", "plan"), ("+experiment=samsum", "run")])
+def test_a_command_behind_a_space_is_told_of_its_dot(
+    line: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["amd_lightning", *line.split()])
+    with pytest.raises(SystemExit, match=rf"^error: .*: python -m amd_lightning\.{meant} "):
+        __main__.main()

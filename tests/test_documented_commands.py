@@ -91,7 +91,9 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
 def check(command: str) -> None:
     """Fails where the command does not work as it stands."""
     words = shlex.split(command)
-    if words[:2] == ["python", "-m"] and words[2].startswith("amd_lightning."):
+    if words == ["python", "-m", "amd_lightning"]:
+        assert importlib.util.find_spec("amd_lightning.__main__")
+    elif words[:2] == ["python", "-m"] and words[2].startswith("amd_lightning."):
         name, arguments = words[2].removeprefix("amd_lightning."), words[3:]
         if arguments or name == "presets":
             MODULES[name](arguments)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from amd_lightning import evaluate
-from amd_lightning.models import adapters
+from amd_lightning.models import adapters, locating
 from amd_lightning.models.loading import load_policy
 from amd_lightning.running.outcome import Outcome
 from amd_lightning.running.results import assemble, write
@@ -63,7 +63,8 @@ def test_with_its_teacher_a_student_measures_what_its_run_did(
     assert (found["task"], found["rows"], found["quality"]) == ("samsum", {"test": 8}, "rouge_l")
     assert found["path"] == str(run.student)
     out = capsys.readouterr().out
-    assert "2TV on" in out.replace("\n", " ")
+    assert "2TV" in out
+    assert "…" not in out.partition("Everything")[0]
     assert f"Everything lies in {tmp_path / 'out'}" in out
 
 
@@ -84,6 +85,10 @@ def test_alone_it_is_scored_by_its_text(
     "arguments, said",
     [
         ((), "no model; write model=PATH_OR_ID"),
+        (("--model", "DIR"), "options have no dashes here: write model=DIR"),
+        (("--model=DIR",), "write model=DIR"),
+        (("--model",), "write model=PATH_OR_ID"),
+        (("model=x", "--teacher", "DIR"), "write teacher=DIR"),
         (("model=nowhere/", "--multirun"), "--multirun is not for this command"),
         (("model=x", "objective.beta=1"), "objective.beta=1 would be ignored: nothing is trained"),
         (("model=x", "trainer.precision=bf16-true"), "would be ignored"),
@@ -109,6 +114,22 @@ def test_what_is_wrong_is_said_and_nothing_written(
     assert "pair." not in message.replace("pair=gpt2", "")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not list(tmp_path.glob("runs/samsum/evaluate/*/*"))
+
+
+@pytest.mark.parametrize(
+    "teacher, remedy", [((), "(model=DIR), or"), (("teacher=nobody/other",), "(teacher=DIR model=DIR), or")]
+)
+def test_a_hub_that_does_not_answer_is_said_in_this_commands_words(
+    teacher: tuple[str, ...], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(locating, "hub_reachable", lambda: False)
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", "+experiment=samsum", "cache=off", "model=nobody/nothing", *teacher]
+    )
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main()
+    assert f"give a model folder {remedy}" in str(caught.value.code)
 
 
 def test_adapters_are_scored_on_their_base(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

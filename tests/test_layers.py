@@ -30,6 +30,7 @@ STAGES = f"{MODULES} data modules models.families cache {LOADING} teacher_cache 
 
 # module -> the modules of ours that it may import; a package stands for everything in it.
 LAYERS = {
+    "__main__": "",  # names the commands and knows none
     "errors": "",
     "types": "",
     "ranks": "",
@@ -186,7 +187,7 @@ LAYERS = {
     "sweeps.points": "",
     "sweeps.study": "sweeps.index",
     "sweeps.search": "analysis.runs metric_direction sweeps.points sweeps.study sweeps.index",
-    "sweeps.launched": "",
+    "sweeps.launched": "errors",
     "cli": "config sweeps.points errors",
     "sweeps.sweep": (
         "analysis cli sweeps.launched sweeps.points training.preemption sweeps.search sweeps.index errors"
@@ -194,7 +195,7 @@ LAYERS = {
     "presets": "config cli",
     "show_data": f"{STAGES} spec text build cli config",
     "evaluate": f"{STAGES} evaluation spec text build cli config standalone running.results analysis",
-    "plan": "planning config cli build build_method models.students objectives errors",
+    "plan": "planning config cli build build_method models.students objectives sweeps.points errors",
     "reference": "analysis modules.diagnostics compare dashboard judge push presets show_data evaluate cli",
     "running.resume": "training.checkpoint_files training.preemption errors",
     "running.directory": "running.resume",

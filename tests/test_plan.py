@@ -11,7 +11,7 @@ from amd_lightning.build import build
 from amd_lightning.config.schema import RunConfig
 from amd_lightning.objectives.chunked import chunk_size
 from amd_lightning.plan import configuration, main, stages_of
-from amd_lightning.planning.memory import memory
+from amd_lightning.planning.memory import PROCESS_BYTES, memory
 from amd_lightning.planning.shapes import PUBLISHED
 from tests.planning.test_shapes import tiny
 
@@ -147,7 +147,8 @@ def test_number_types_count() -> None:
 
 
 def test_json_has_the_numbers_of_the_table(printed: Callable[[str], str]) -> None:
-    found = json.loads(printed("--json --devices 4 +experiment=samsum --gpu-gb 0.001"))
+    gpus = "--devices 4 --gpu-gb 0.001 trainer.accelerator=gpu"
+    found = json.loads(printed(f"--json {gpus} +experiment=samsum"))
     assert found["capacity_bytes"] == 10**6
     stage = found["stages"][-1]
     assert [each["devices"] for each in stage["memory"]] == [1, 4, 4]
@@ -156,6 +157,68 @@ def test_json_has_the_numbers_of_the_table(printed: Callable[[str], str]) -> Non
     assert first["peak_bytes"] == sum(first["stays"].values()) + largest
     assert not first["fits"]
     assert any("micro_batch_size" in line for line in stage["advice"])
+
+
+def test_a_cpu_is_compared_with_the_memory_of_this_machine(
+    printed: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"SC_PHYS_PAGES": 4_000_000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    found = json.loads(printed("--json +experiment=samsum"))
+    assert found["capacity_bytes"] == 4_000_000 * 4096
+    for stage in found["stages"]:
+        (machine,) = stage["memory"]
+        assert machine["stays"]["Python and its libraries"] == PROCESS_BYTES
+        assert machine["peak_bytes"] > PROCESS_BYTES
+    said = printed("+experiment=samsum")
+    assert said.count("this machine: fits") == 3
+    assert "16.38 GB" in said
+    assert not any(words in said for words in ("8 copies", "8 shards", "1 device"))
+    sizes["SC_PHYS_PAGES"] = 100_000
+    said = printed("+experiment=samsum")
+    assert "this machine: DOES NOT FIT" in said
+    assert "devices" not in said
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_auto_is_a_gpu_where_torch_sees_one(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    for accelerator, on_cpu in (("auto", not gpu), ("cpu", True), ("gpu", False)):
+        work = planned("+experiment=samsum", f"trainer.accelerator={accelerator}")["distillation"]
+        assert (work.on_cpu, work.chunk_tokens) == (on_cpu, chunk_size(512, on_cpu=on_cpu)), accelerator
+
+
+@pytest.mark.parametrize("option", ["--gpu-gb 24", "--devices 4"])
+def test_options_for_gpus_are_refused_where_a_cpu_trains(option: str) -> None:
+    with pytest.raises(SystemExit, match=f"{option.split()[0]} is for GPUs.*set trainer.accelerator=gpu"):
+        main([*option.split(), "+experiment=samsum"])
+
+
+def test_of_a_sweep_the_largest_point_is_planned(printed: Callable[[str], str]) -> None:
+    line = "+experiment=samsum scale=paper pair=t5_v1_1_xl_small,t5_v1_1_xl_large,t5_v1_1_xl_base seed=0,1"
+    found = json.loads(printed(f"--json --multirun {line}"))
+    assert found["run"].endswith("; the largest of 6 points of the sweep: pair=t5_v1_1_xl_large")
+    alone = json.loads(printed("--json +experiment=samsum scale=paper pair=t5_v1_1_xl_large"))
+    assert found["stages"] == alone["stages"]
+    assert "sweep" not in alone["run"]
+
+
+def test_a_sweep_by_name_is_planned_with_what_the_command_line_changes(
+    printed: Callable[[str], str],
+) -> None:
+    line = "+experiment=samsum scale=paper +sweep=paper_table_2 pair=t5_v1_1_xl_base objective=sft,amm,kd"
+    said = " ".join(printed(line).split())
+    assert "the largest of 15 points of +sweep=paper_table_2: objective=amm" in said
+    assert "t5_v1_1_xl_base" in said
+
+
+def test_a_search_and_wrong_points_are_refused() -> None:
+    with pytest.raises(SystemExit, match=r"over optim.student.learning_rate, objective.beta.*leave it out"):
+        main(["+experiment=samsum", "+sweep=optuna"])
+    with pytest.raises(SystemExit, match="sweep=nothing is not an option"):
+        main(["+experiment=samsum", "+sweep=nothing"])
+    with pytest.raises(SystemExit, match="objective=nobody is not an option"):
+        main(["-m", "+experiment=samsum", "objective=kd,nobody"])
 
 
 def test_what_does_not_fit_comes_with_advice(printed: Callable[[str], str]) -> None:
@@ -180,4 +243,4 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    assert all(words in said for words in ("--gpu-gb", "--devices", "--json", "KEY=VALUE"))
+    assert all(words in said for words in ("--gpu-gb", "--devices", "--multirun", "--json", "KEY=VALUE"))

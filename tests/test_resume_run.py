@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from amd_lightning.analysis.compare.methods import HARMLESS, NO_DIFFERENCE
 from amd_lightning.errors import Interrupted, UserError
 from amd_lightning.modules.adversarial import AdversarialModule
 from amd_lightning.pipeline import Pipeline
 from amd_lightning.running.outcome import Outcome
-from amd_lightning.running.resume import FREE, start, unfinished_beside
+from amd_lightning.running.resume import FREE, completed, start, unfinished_beside, with_command
 from amd_lightning.training.loggers import wandb_logger
 from tests.test_run import MICRO, Command, Said, command  # noqa: F401
 from tests.test_tracking import settings
@@ -61,6 +62,44 @@ def left_behind(folder: Path, config: dict[str, Any] = CONFIG, **results: Any) -
     if results:
         (folder / "results.json").write_text(json.dumps(results))
     return folder
+
+
+def began_by(folder: Path, line: str) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(with_command(line, "seed: 7\n"))
+    return folder
+
+
+def test_a_killed_run_goes_on_by_its_directory_alone(tmp_path: Path) -> None:
+    line = "python -m amd_lightning.run +experiment=samsum objective=kd 'optim.student.betas=[0.9, 0.98]'"
+    folder = began_by(tmp_path / "run", line)
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {"seed": 7}
+    before = ["+experiment=samsum", "objective=kd", "optim.student.betas=[0.9, 0.98]"]
+    for place in (folder, folder / "checkpoints" / "last.ckpt"):
+        assert completed([f"resume={place}"]) == [*before, f"resume={place}"]
+    more = [f"resume={folder}", "trainer.progress=off", "objective=rkl"]
+    assert completed(more) == [before[0], before[2], *more]  # what is said beside it holds, and is checked
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["+experiment=samsum", "resume=DIR"],
+        ["resume=auto"],
+        ["resume=never", "objective=kd"],
+        ["objective=kd"],
+        ["resume=DIR/nowhere"],
+    ],
+)
+def test_other_command_lines_stay_as_they_are(arguments: list[str], tmp_path: Path) -> None:
+    folder = began_by(tmp_path / "run", "python -m amd_lightning.run +experiment=samsum seed=3")
+    said = [text.replace("DIR", str(folder)) for text in arguments]
+    assert completed(said) == said
+
+
+def test_a_run_of_an_earlier_version_has_no_command(tmp_path: Path) -> None:
+    folder = left_behind(tmp_path / "run")
+    assert completed([f"resume={folder}"]) == [f"resume={folder}"]
 
 
 def test_a_new_directory_is_begun_whatever_is_wanted(tmp_path: Path) -> None:

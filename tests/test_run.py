@@ -1,6 +1,7 @@
 """The real entry, from the command line to the run's directory: what is said, returned and left behind."""
 
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 from amd_lightning import pipeline, run
 from amd_lightning.errors import DataError
+from amd_lightning.running import one_run
 from amd_lightning.running.description import describe, objective_name, without_secrets
 from amd_lightning.running.outcome import Outcome
 from tests.test_rules import demo
@@ -137,6 +139,22 @@ def test_hydras_own_questions_are_answered_and_nothing_runs(tmp_path: Path, line
     assert anything_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("line", ["+experiment=samsum", "+experiment=samsum +sweep=beta"])
+def test_a_configuration_is_shown_with_the_directory_that_a_run_would_have(tmp_path: Path, line: str) -> None:
+    found = in_a_process(tmp_path, *line.split(), "--cfg", "job", "--resolve")
+    assert (found.returncode, found.stderr) == (0, "")
+    shown = OmegaConf.create(found.stdout)
+    assert shown.output_dir.startswith("runs/samsum/moment_matching_beta0.5_seed0/")
+    assert "${" not in found.stdout
+    assert anything_in(tmp_path) == []
+
+
+def test_what_no_run_would_take_is_not_shown(command: Command) -> None:
+    found = command("objective.beta=7 --cfg job")
+    assert (found.status, found.out) == (1, "")
+    assert found.error == "the configuration is refused:\n  - objective.beta=7.0 must be at most 1.0"
+
+
 def test_an_unknown_flag_is_refused(command: Command) -> None:
     found = command("--multirn seed=0,1")
     assert found.status == 2
@@ -236,6 +254,19 @@ def test_a_gpu_that_is_not_there_is_said(command: Command, monkeypatch: pytest.M
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     found = command(f"{MICRO} trainer.accelerator=gpu")
     assert found.error == "trainer.accelerator=gpu, but torch sees no GPU here; set trainer.accelerator=cpu"
+
+
+@pytest.mark.parametrize(
+    "experiment, shown", [("custom", "dolly"), ("mine", "mine")], ids=["none chosen", "chosen"]
+)
+def test_the_demo_names_an_experiment_that_there_is(
+    experiment: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = demo()
+    config.data.task, config.experiment = "dolly", experiment
+    with caplog.at_level(logging.INFO, logger="amd_lightning"):
+        one_run._say_what_it_is(config)
+    assert f"The real data: python -m amd_lightning.run +experiment={shown} scale=laptop" in caplog.text
 
 
 # -- the run's directory ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 
 from amd_lightning import run
 from amd_lightning.config.schema import RunConfig
-from amd_lightning.errors import DataError, PointError
-from amd_lightning.sweeps.index import Row, SweepIndex
+from amd_lightning.errors import DataError, Interrupted, PointError
+from amd_lightning.sweeps.index import Row, Status, SweepIndex
 from amd_lightning.sweeps.study import Report
 from tests import test_run
 from tests.test_run import MICRO, Command, in_a_process
@@ -102,14 +103,37 @@ def test_a_failing_point_is_named_and_alone_runs_again(command: Command, ran: Po
 
 
 def test_an_interrupted_sweep_goes_on(command: Command, ran: Points) -> None:
-    ran.failing = {0: KeyboardInterrupt()}
+    ran.failing = {0: Interrupted(signal.SIGTERM, 3, 60)}
     found = command(SEEDS)
-    assert found.status == 130
-    assert "1 of the sweep's points have not come to an end\nrun them again: " in found.err
-    assert [row.status for row in rows()] == ["failed", "waiting"]
+    assert found.status == 143
+    assert (
+        "1 of the sweep's points were stopped:\n"
+        "  - 0_moment_matching_beta0.5_seed0: SIGTERM after update 3 of 60, saved\n"
+        "1 of the sweep's points have not come to an end\nrun them again: "
+    ) in found.err
+    assert "failed" not in found.err
+    assert "sweep: 0 of 2 points done, 1 stopped" in found.out
+    assert [row.status for row in rows()] == ["stopped", "waiting"]
     ran.ran, ran.failing = [], {}
     assert command("sweep_resume=sweep").status == 0
     assert [seed for *_, seed in ran.ran] == [0, 1]
+
+
+def test_a_point_that_ended_with_a_stopped_sweep_was_not_killed_by_itself(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As joblib's processes, which it kills when the sweep's own is told to stop."""
+
+    def told_to_stop() -> None:
+        index = SweepIndex(Path("sweep"))
+        index._change(index.rows()[0]._replace(status=Status.running, directory="0"))
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "hydra_main", told_to_stop)
+    found = command(SEEDS)
+    assert found.status == 143
+    assert "1 of the sweep's points were stopped:\n  - 0: stopped with the sweep\n" in found.err
+    assert "memory" not in found.err
 
 
 def test_a_sweep_by_name_needs_no_flag_and_draws_its_map(command: Command, ran: Points) -> None:
@@ -169,6 +193,26 @@ def test_other_tasks_than_a_point_has_devices_are_refused(
     found = command(f"{SEEDS} optim.student.batch_size=8 cluster={launcher}")
     assert words in found.error
     assert not Path("sweep").exists()
+
+
+@pytest.mark.parametrize("there", [(), ("srun",), ("srun", "sbatch")])
+def test_slurm_where_there_is_none_is_refused_before_anything_is_written(
+    there: tuple[str, ...], command: Command, ran: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[cluster]'")
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}" if name in there else None)
+    if len(there) == 2:
+        monkeypatch.setattr(run, "hydra_main", lambda: None)
+        assert "needs SLURM" not in command(f"{SEEDS} cluster=slurm").error
+        assert Path("sweep/index.csv").exists()
+        return
+    found = command(f"{SEEDS} cluster=slurm")
+    assert (found.status, found.out) == (1, "")
+    assert found.error == (
+        "cluster=slurm needs SLURM's srun and sbatch, and they are not on this machine's PATH: run it on a "
+        "login node, or try it with cluster=submitit_local"
+    )
+    assert not any(Path().iterdir())
 
 
 def test_another_rank_of_a_point_keeps_no_account(

@@ -1,12 +1,14 @@
 """The index of a sweep: right at any time, whoever writes it."""
 
 import multiprocessing
+import pickle
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from amd_lightning.errors import DataError, UserError
+from amd_lightning.errors import DataError, Interrupted, Preempted, UserError
 from amd_lightning.sweeps.index import KILLED, Measured, Row, Status, SweepIndex, one_line
 
 FORK = multiprocessing.get_context("fork")
@@ -77,6 +79,7 @@ def test_a_point_belongs_to_one_process_until_that_dies(tmp_path: Path) -> None:
         finish(tmp_path, 0)
     index.go_on([])
     assert [row.status for row in index.end()] == [Status.running, Status.waiting]
+    assert index.end(stopped=True)[0].status == Status.running  # it may yet save
     worker.kill()
     worker.join()
     assert [(row.status, row.error) for row in index.end()] == [(Status.failed, KILLED), (Status.waiting, "")]
@@ -87,7 +90,7 @@ def test_a_point_belongs_to_one_process_until_that_dies(tmp_path: Path) -> None:
 
 def test_what_stops_a_point_is_noted(tmp_path: Path) -> None:
     index = begun(tmp_path, 3)
-    errors = [DataError("row 7\nis broken"), ZeroDivisionError("ours"), KeyboardInterrupt()]
+    errors = [DataError("row 7\nis broken"), ZeroDivisionError("ours"), SystemExit(1)]
     for point, error in enumerate(errors):
 
         def fail(error: BaseException = error) -> Measured:
@@ -99,6 +102,40 @@ def test_what_stops_a_point_is_noted(tmp_path: Path) -> None:
     said = [row.error for row in index.rows()]
     assert said == ["row 7 is broken", "ZeroDivisionError: ours", "interrupted"]
     assert statuses(tmp_path) == "failed failed failed"
+
+
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (KeyboardInterrupt(), Status.stopped, "SIGINT"),
+        (Interrupted(signal.SIGTERM), Status.stopped, "SIGTERM"),
+        (Interrupted(signal.SIGTERM, 3, 60), Status.stopped, "SIGTERM after update 3 of 60, saved"),
+        (Preempted(signal.SIGUSR1, 3, 60), Status.requeued, ""),
+    ],
+    ids=["Ctrl-C", "not saved", "saved", "by a batch system"],
+)
+def test_a_point_that_a_signal_stopped_has_not_failed(
+    error: KeyboardInterrupt, status: Status, words: str, tmp_path: Path
+) -> None:
+    index = begun(tmp_path, 1)
+
+    def stop() -> Measured:
+        raise error
+
+    with pytest.raises(type(error)):
+        index.run(0, "seed=0", "0", stop)
+    assert [(row.status, row.error) for row in index.end()] == [(status, words)]
+    index.go_on(["seed=0"])
+    assert index.rows() == [Row(0, "seed=0", "0")]
+    assert finish(tmp_path, 0) == 1.0
+
+
+def test_what_stopped_a_point_comes_out_of_its_process() -> None:
+    error = Preempted(signal.SIGTERM, 3, 60)
+    error.words = "go on with: this"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is Preempted
+    assert (again.signum, again.update, again.updates, again.words) == (signal.SIGTERM, 3, 60, error.words)
 
 
 def test_a_finished_point_is_not_run_again(tmp_path: Path) -> None:

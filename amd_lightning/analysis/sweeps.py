@@ -30,9 +30,13 @@ def sweep_table(rows: Sequence[Row]) -> Table:
     """Every point with how it stands and what it came to, best read at 100 columns."""
     metrics = ", ".join(dict.fromkeys(row.metric for row in rows if row.metric))
     done = sum(row.status == Status.done for row in rows)
-    pruned = sum(row.status == Status.pruned for row in rows)
+    others = [
+        f", {count} {words}"
+        for status, words in ((Status.pruned, "given up"), (Status.stopped, "stopped"))
+        if (count := sum(row.status == status for row in rows))
+    ]
     table = Table(
-        title=Text(f"sweep: {done} of {len(rows)} points done" + (f", {pruned} given up" if pruned else "")),
+        title=Text(f"sweep: {done} of {len(rows)} points done{''.join(others)}"),
         caption=Text(
             "Metric: on the validation split after the last update. Cached: artifacts that were there "
             "already, of all.",

@@ -43,15 +43,25 @@ LEGEND = (
 
 def models_table(results: Results) -> Table:
     """The three models of a finished run; fits 80 columns."""
+    title = Text("\n".join(filter(None, heading(results))))
+    return _narrow(title, _cells(results), Text(f"{_closed(results)}\n{LEGEND}", justify="left"))
+
+
+def _narrow(title: Text, cells: list[list[str]], caption: Text | None = None) -> Table:
+    """A table of models that is as narrow as its numbers allow.
+
+    Args:
+        cells: the header, then a row a model, its name first.
+    """
     table = Table(
-        title=Text("\n".join(filter(None, heading(results)))),
-        caption=Text(f"{_closed(results)}\n{LEGEND}", justify="left"),
+        title=title,
+        caption=caption,
         box=box.SIMPLE_HEAD,
         padding=0,  # the box itself sets columns one space apart
         show_edge=False,
     )
-    header, *rows = _cells(results)
-    table.add_column(header[0], min_width=max(len(word) for name in MODELS.values() for word in name.split()))
+    header, *rows = cells
+    table.add_column(header[0], min_width=max(len(word) for row in rows for word in row[0].split()))
     for name in header[1:]:
         # Broken after its first word, and no further: only the models' names give way on a narrow terminal.
         table.add_column("\n".join(name.split(" ", 1)), justify="right", no_wrap=True)
@@ -84,7 +94,8 @@ def sets_table(results: Results) -> Table:
 
 
 def evaluation_table(results: Results) -> Table:
-    """A model that was measured alone, and the teacher if there was one; empty columns are left out.
+    """A model that was measured alone, and the teacher if there was one; empty columns are left out. Fits 80
+    columns.
 
     results: of evaluation.json, the models under "teacher" and "model".
     """
@@ -98,13 +109,8 @@ def evaluation_table(results: Results) -> Table:
         for heading, column in columns.items()
         if set(cells := [_metric(results, name, *column) for name in who]) != {NONE}
     }
-    table = Table(title=Text(f"{results['task']}: {results['path']}"), box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("")
-    for name in shown:
-        table.add_column(name, justify="right")
-    for place, name in enumerate(who):
-        table.add_row(Text(name), *(Text(cells[place]) for cells in shown.values()))
-    return table
+    rows = [[name, *(cells[place] for cells in shown.values())] for place, name in enumerate(who)]
+    return _narrow(Text(f"{results['task']}: {results['path']}"), [["", *shown], *rows])
 
 
 def models_markdown(results: Results) -> str:

@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
+from omegaconf import MISSING, SI, OmegaConf
 
 from amd_lightning.config.choices import Progress, Schedule, WandbMode
 from amd_lightning.config.knobs import knob, section
+
+
+def times(factor: float, number: float) -> float:
+    """`${times:3,${optim.student.learning_rate}}` in a file: a knob that follows another one. Rounded to what
+    anybody would write: 3 × 0.003 is 0.009."""
+    return float(f"{factor * number:.6g}")
+
+
+OmegaConf.register_new_resolver("times", times, replace=True)
 
 
 @dataclass
@@ -31,7 +40,10 @@ class StageConfig(OptimiserConfig):
 
 
 def _critic_optimiser() -> OptimiserConfig:
-    return OptimiserConfig(betas=[0.5, 0.99], schedule=Schedule.constant)
+    """A third of the student's learning rate, whatever that is: a critic that is faster wrecks the student at
+    high rates (experiments/first_study)."""
+    following: float = SI("${times:0.33,${optim.student.learning_rate}}")
+    return OptimiserConfig(learning_rate=following, betas=[0.5, 0.99], schedule=Schedule.constant)
 
 
 @dataclass
@@ -41,7 +53,10 @@ class OptimConfig:
     teacher: StageConfig = section(StageConfig, "fine-tuning of the teacher")
     student_start: StageConfig = section(StageConfig, "fine-tuning of the student before distillation")
     student: StageConfig = section(StageConfig, "distillation")
-    critic: OptimiserConfig = field(default_factory=_critic_optimiser, metadata={"meaning": "the critics"})
+    critic: OptimiserConfig = field(
+        default_factory=_critic_optimiser,
+        metadata={"meaning": "the critics; a third of the student's learning rate where nobody says"},
+    )
 
 
 @dataclass

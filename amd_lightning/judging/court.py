@@ -28,7 +28,7 @@ class Session:
         judged: one row a question that was asked or found.
         cached: how many replies were there from before.
         stopped: why it ended early; None where every question was asked.
-        error: the same as an error, where it was no budget.
+        error: why it failed: what the user must mend before it can go on. A budget that is spent is none.
     """
 
     judged: list[Judged]
@@ -36,9 +36,17 @@ class Session:
     stopped: str | None = None
     error: UserError | None = None
 
+    @property
+    def last_error(self) -> str | None:
+        """Why the last question without a reply has none; None where all that were asked have one."""
+        return next((row.error for row in reversed(self.judged) if row.error is not None), None)
+
 
 def hear(asked: Sequence[Question], endpoint: Endpoint, cache: ArtifactCache) -> Session:
-    """Ask the questions whose replies are not in the cache, in order, until a limit is met."""
+    """Ask the questions whose replies are not in the cache, in order, until a limit is met.
+
+    An endpoint that answered nothing at all is an error, however few questions there were.
+    """
     session, silent = Session([]), 0
     for place, question in enumerate(asked, start=1):
         try:
@@ -48,24 +56,40 @@ def hear(asked: Sequence[Question], endpoint: Endpoint, cache: ArtifactCache) ->
             silent += 1
             if silent < GIVE_UP_AFTER:
                 continue
-            session.error = UserError(
+            session.error = _none_answered(session, endpoint) or UserError(
                 f"{silent} questions in a row got no answer ({error}): run this again later; what was judged "
                 "is kept"
             )
         except BudgetSpentError as error:
+            if error.why:
+                session.judged.append(Judged(question.item, question.order, None, None, error.why))
             session.stopped = f"the budget is spent: {error}"
             break
         except UserError as error:
             session.error = error
         if session.error is not None:
-            session.stopped = str(session.error)
             break
         silent = 0
         session.cached += was_there
         session.judged.append(Judged(question.item, question.order, grades(reply, question.order), reply))
         if place % SAY_EVERY == 0:
             log.info("%d of %d questions", place, len(asked))
+    session.error = session.error or _none_answered(session, endpoint)
+    if session.error is not None:
+        session.stopped = str(session.error)
     return session
+
+
+def _none_answered(session: Session, endpoint: Endpoint) -> UserError | None:
+    """An error where questions were asked and not one got a reply; None otherwise."""
+    why = session.last_error
+    if why is None or any(row.error is None for row in session.judged):
+        return None
+    reasons = f"{why}; {session.stopped}" if session.stopped else why
+    return UserError(
+        f"{endpoint.settings.base_url} answered none of {len(session.judged)} questions ({reasons}): check "
+        "--base-url, --model and the key, then run this again"
+    )
 
 
 def _reply(question: Question, endpoint: Endpoint, cache: ArtifactCache) -> tuple[str, bool]:

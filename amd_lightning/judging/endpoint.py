@@ -25,7 +25,13 @@ CHARACTERS_A_TOKEN = 3
 
 
 class BudgetSpentError(Exception):
-    """The next request could go beyond the budget."""
+    """The next request could go beyond the budget.
+
+    Attributes:
+        why: what the last attempt at the same question came to; "" where there was none.
+    """
+
+    why: str = ""
 
 
 class NoAnswerError(Exception):
@@ -150,7 +156,7 @@ class Endpoint:
         """The judge's reply.
 
         Raises:
-            BudgetSpentError: before the request that could go beyond it.
+            BudgetSpentError: before the request that could go beyond it, with why the last attempt failed.
             NoAnswerError: refused, or not answered at the last attempt.
             UserError: what every further question would meet too: no such model, a wrong key, a long wait.
         """
@@ -160,7 +166,11 @@ class Endpoint:
                 backoff = self.settings.first_wait * 2.0 ** (attempt - 1)
                 self._sleep(max(wait, min(backoff, self.settings.longest_wait)))
             self._keep_the_rate()
-            found = self._attempt(messages)
+            try:
+                found = self._attempt(messages)
+            except BudgetSpentError as error:
+                error.why = why
+                raise
             if isinstance(found, Reply):
                 return found
             why, wait = found

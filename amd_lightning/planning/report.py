@@ -42,8 +42,11 @@ class Layout(NamedTuple):
         return memory(work if self.devices == 1 else work.on(self.devices, self.sharded))
 
 
-def layouts(devices: int) -> list[Layout]:
-    """One device; and where there are more, a copy on each, and shards."""
+def layouts(work: Workload, devices: int) -> list[Layout]:
+    """One device; and where there are more, a copy on each, and shards. A CPU's processes share one memory,
+    so there the machine is all."""
+    if work.on_cpu:
+        return [Layout("this machine", 1, False)]
     more = [Layout(f"{devices} copies", devices, False), Layout(f"{devices} shards", devices, True)]
     return [Layout("1 device", 1, False), *(more if devices > 1 else [])]
 
@@ -68,7 +71,7 @@ def plain(stages: Sequence[Stage], capacity: int, devices: int) -> dict[str, Any
                         "stays": layout.of(stage.work).stays,
                         "phases": layout.of(stage.work).phases,
                     }
-                    for layout in layouts(devices)
+                    for layout in layouts(stage.work, devices)
                 ],
                 "advice": list(advice(stage, capacity)),
             }
@@ -111,6 +114,8 @@ def advice(stage: Stage, capacity: int) -> Iterator[str]:
     for change in changes(work, capacity):
         option = change.option.format(student=f"pair.{stage.student}", stage=stage.optimiser)
         yield f"{option}: {_gb(change.peak)}{', fits' if change.peak <= capacity else ''}"
+    if work.on_cpu:
+        return
     enough = devices_that_fit(work, capacity)
     yield (
         f"{enough[0]} devices, sharded: {_gb(enough[1])} each, fits" if enough else "no 64 devices hold it"
@@ -121,7 +126,8 @@ def render(stages: Sequence[Stage], capacity: int, devices: int, title: str) -> 
     """The tables."""
     parts: list[RenderableType] = [title, _sizes(stages)]
     for stage in stages:
-        parts += ["", _memory_table(stage, capacity, layouts(devices)), *_verdict(stage, capacity, devices)]
+        on = layouts(stage.work, devices)
+        parts += ["", _memory_table(stage, capacity, on), *_verdict(stage, capacity, on)]
     return Group(*parts)
 
 
@@ -155,16 +161,16 @@ def _memory_table(stage: Stage, capacity: int, on: Sequence[Layout]) -> Table:
     for phase in found[0].phases:
         _rows(table, f"while: {phase}", [each.phases[phase] for each in found], _bare_gb)
     table.add_row("peak, in", *(each.largest_phase for each in found))
-    table.add_row(f"peak of {capacity / GB:g}", *(_bare_gb(each.peak) for each in found), style="bold")
+    table.add_row(f"peak of {capacity / GB:.4g}", *(_bare_gb(each.peak) for each in found), style="bold")
     return table
 
 
-def _verdict(stage: Stage, capacity: int, devices: int) -> list[str]:
+def _verdict(stage: Stage, capacity: int, on: Sequence[Layout]) -> list[str]:
     lines = []
-    for layout in layouts(devices):
+    for layout in on:
         peak = layout.of(stage.work).peak
         word = "fits" if peak <= capacity else "DOES NOT FIT"
-        lines.append(f"{layout.name}: {word} ({_gb(peak)} of {capacity / GB:g} GB)")
+        lines.append(f"{layout.name}: {word} ({_gb(peak)} of {capacity / GB:.4g} GB)")
     return [*lines, *(f"  {line}" for line in advice(stage, capacity))]
 
 

@@ -17,7 +17,15 @@ from amd_lightning.running.allocator import keep_freed_memory
 from amd_lightning.running.description import describe, without_secrets
 from amd_lightning.running.directory import remove_if_nothing_ran, replace
 from amd_lightning.running.launching import joined_outside, others_started, outside
-from amd_lightning.running.resume import Start, going_on, held, how_to_go_on, start, unfinished_beside
+from amd_lightning.running.resume import (
+    Start,
+    going_on,
+    held,
+    how_to_go_on,
+    start,
+    unfinished_beside,
+    with_command,
+)
 from amd_lightning.sweeps.study import Report
 from amd_lightning.training import preemption
 from amd_lightning.training.stopping import Stopping
@@ -152,7 +160,7 @@ def _run(
         log.info(
             "An unfinished run of this configuration lies in %s; resume=%s goes on with it", other, other
         )
-    replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    replace(folder / "config.yaml", with_command(command, OmegaConf.to_yaml(OmegaConf.create(plain))))
     (folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped, or is to be longer
     quiet_libraries()
     try:
@@ -224,7 +232,9 @@ def _metric(config: RunConfig, validation: Mapping[str, float | None], quality: 
 
 
 def _say_what_it_is(config: RunConfig) -> None:
-    real = f"python -m amd_lightning.run +experiment={config.experiment}"
+    unnamed = config.experiment == RunConfig().experiment  # no option; each task has one of its name
+    experiment = config.data.task if unnamed else config.experiment
+    real = f"python -m amd_lightning.run +experiment={experiment}"
     if config.data.source is Source.embedded:
         log.info(
             "This is the DEMO: generated text%s. The real data: %s scale=laptop data.source=files "

@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,9 @@ FREE = (
 
 LOCK = ".lock"
 """In the run's directory; held by the process that runs there."""
+COMMENT = "# command: "
+"""How config.yaml begins: "# command: python -m amd_lightning.run ..."."""
+
 UPDATES = "optim.student.updates"
 SHOWN = 12
 """Differences that are listed."""
@@ -76,6 +79,42 @@ def start(wanted: str, folder: Path, config: Mapping[str, Any]) -> Start:
     if not (home / "config.yaml").is_file():
         raise UserError(f"resume={wanted}: {home} is no run's directory, it has no config.yaml")
     return _gone_on(home, home / FOLDER if path.is_dir() else path, config)
+
+
+# -- the command that began it -------------------------------------------------------------------------
+
+
+def with_command(command: str, config: str) -> str:
+    """config.yaml's text with the command in its first line: a run that is killed leaves it behind."""
+    return f"{COMMENT}{' '.join(command.splitlines())}\n{config}"
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """A command line that names no experiment beside `resume=PATH`, with the rest of the command that began
+    the run; what it says itself holds. Any other command line as it is."""
+    asked = [text for text in arguments if text.startswith("resume=")]
+    beside = [text for text in arguments if text not in asked]
+    wanted = asked[0].partition("=")[2].strip("'\"") if len(asked) == 1 else "auto"
+    if wanted in ("auto", "never") or any(text.startswith(("+", "~")) for text in beside):
+        return list(arguments)
+    path = Path(wanted).expanduser()
+    before = _began_by(path if path.is_dir() else path.parent.parent)
+    said = {_key(text) for text in beside}
+    return [*(text for text in before if _key(text) not in said), *arguments]
+
+
+def _began_by(folder: Path) -> list[str]:
+    """The overrides in a run's config.yaml; none where an earlier version wrote it."""
+    try:
+        with (folder / "config.yaml").open(encoding="utf-8") as file:
+            first = file.readline()
+    except (OSError, UnicodeDecodeError):
+        return []  # told of when the run is looked at
+    return shlex.split(first.removeprefix(COMMENT))[3:] if first.startswith(COMMENT) else []
+
+
+def _key(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _holds_a_run(folder: Path) -> bool:
@@ -128,8 +167,8 @@ def refused_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
 
 
 def _validates_after(update: int, config: Mapping[str, Any]) -> bool:
-    every = config.get("trainer.validate_every")
-    return bool(every) and update % every == 0
+    every = int(config.get("trainer.validate_every") or 0)
+    return every > 0 and update % every == 0
 
 
 def _spans_the_run(config: Mapping[str, Any]) -> str | None:

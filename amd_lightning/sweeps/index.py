@@ -11,6 +11,7 @@ Any number of processes, on any number of machines that share the directory, run
 import csv
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from amd_lightning.errors import Preempted, Pruned, UserError
+from amd_lightning.errors import Interrupted, Preempted, Pruned, UserError
 
 INDEX, COMMAND, LOCKS = "index.csv", "sweep.json", ".locks"
 INTERRUPTED = "interrupted"
 KILLED = "its process ended without a word (killed, or out of memory?); its run.log says how far it came"
+STOPPED = "stopped with the sweep"
 
 
 class Status(StrEnum):
@@ -35,6 +37,7 @@ class Status(StrEnum):
     done = "done"
     failed = "failed"
     pruned = "pruned"  # given up for those that do better
+    stopped = "stopped"  # by a signal, to it or to the sweep; it goes on with the sweep
     requeued = "requeued"  # stopped by a batch system, in whose queue its job stands again
 
 
@@ -46,7 +49,7 @@ class Row(NamedTuple):
         directory: of its run, below the sweep's own.
         metric, value: what the run returns to a sweeper.
         found: how many of its artifacts were in the cache, of how many.
-        error: why it failed, in one line.
+        error: why it failed, or what stopped it, in one line.
     """
 
     point: int
@@ -103,7 +106,7 @@ class SweepIndex:
             self._write([Row(number, words) for number, words in enumerate(points)])
 
     def go_on(self, points: Sequence[str]) -> None:
-        """Let what is missing or failed run again.
+        """Let what is missing, failed or was stopped run again.
 
         Raises:
             UserError: the sweep has other points now than when it began.
@@ -186,9 +189,7 @@ class SweepIndex:
                 self._change(gone._replace(seconds=time.perf_counter() - started))
                 return None
             except BaseException as error:
-                words = one_line(error) if isinstance(error, Exception) else INTERRUPTED
-                again = isinstance(error, Preempted)
-                status, words = (Status.requeued, "") if again else (Status.failed, words)
+                status, words = _ended_by(error)
                 seconds = time.perf_counter() - started
                 self._change(new._replace(status=status, seconds=seconds, error=words))
                 raise
@@ -208,11 +209,17 @@ class SweepIndex:
         row = next(row for row in self.rows() if row.point == point)
         self._change(row._replace(status=Status.failed, error=words))
 
-    def end(self) -> list[Row]:
-        """All points, when nobody waits for them any more: those that no process runs have failed."""
+    def end(self, stopped: bool = False) -> list[Row]:
+        """All points, when nobody waits for them any more: those that no process runs have failed.
+
+        Args:
+            stopped: whether a signal ended the sweep: a launcher then kills the processes of its points, and
+                those were stopped with it.
+        """
+        status, words = (Status.stopped, STOPPED) if stopped else (Status.failed, KILLED)
         for row in self.rows():
             if row.status == Status.running and not self.is_claimed(row.point):
-                self._change(row._replace(status=Status.failed, error=KILLED))
+                self._change(row._replace(status=status, error=words))
         return self.rows()
 
     def is_claimed(self, point: int) -> bool:
@@ -268,6 +275,17 @@ def _row(cells: Mapping[str, str]) -> Row:
     return Row(
         point=int(cells["point"]), status=status, value=number("value"), seconds=number("seconds"), **words
     )
+
+
+def _ended_by(error: BaseException) -> tuple[Status, str]:
+    """How a point stands that raised this, and what to say of it."""
+    if isinstance(error, Preempted):
+        return Status.requeued, ""
+    if isinstance(error, KeyboardInterrupt):
+        stopped = error if isinstance(error, Interrupted) else Interrupted()
+        saved = f" after update {stopped.update} of {stopped.updates}, saved"
+        return Status.stopped, signal.Signals(stopped.signum).name + ("" if stopped.update is None else saved)
+    return Status.failed, one_line(error) if isinstance(error, Exception) else INTERRUPTED
 
 
 def one_line(error: Exception) -> str:

@@ -1,10 +1,32 @@
 """What Hydra's launcher starts of a point, beside what the point itself expects."""
 
+import shutil
 from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from amd_lightning.errors import UserError
+
 SLURM, LOCAL = "submitit_slurm", "submitit_local"
+COMMANDS = ("srun", "sbatch")
+"""What submitit looks for on this machine, and calls."""
+
+
+def require_scheduler(composed: DictConfig) -> None:
+    """Refuse SLURM's launcher where there is no SLURM, which submitit would notice with the sweep begun.
+
+    Args:
+        composed: what all points share, with Hydra's own section.
+
+    Raises:
+        UserError: its commands are not here.
+    """
+    launcher = OmegaConf.select(composed, "hydra.runtime.choices")["hydra/launcher"]
+    if launcher == SLURM and not all(map(shutil.which, COMMANDS)):
+        raise UserError(
+            "cluster=slurm needs SLURM's srun and sbatch, and they are not on this machine's PATH: run it on "
+            "a login node, or try it with cluster=submitit_local"
+        )
 
 
 def problems(composed: DictConfig) -> Iterator[str]:

@@ -52,7 +52,7 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex | None]:
-    """Write down the sweep of a command line that was checked.
+    """Write down the sweep of a command line that was checked; nothing where it only asks for one.
 
     Args:
         arguments: of the command line, `resumed`.
@@ -62,10 +62,12 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
         The arguments with the sweep's directory among them, and its index; None where it is no sweep.
 
     Raises:
-        UserError: the directory holds another sweep.
+        UserError: the directory holds another sweep, or its scheduler is not on this machine.
         OSError: the directory cannot be used.
     """
     line = get_args_parser().parse_args(list(arguments))
+    if line.cfg and line.resolve:  # Hydra knows the directory of a run that begins, and this one never will
+        return _with(arguments, "output_dir=${hydra:run.dir}"), None
     if not runs_something(line):
         return list(arguments), None
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -85,6 +87,7 @@ def begin(arguments: Sequence[str], go_on: bool) -> tuple[list[str], SweepIndex 
             register()
         if problems := list(launched.problems(of_all)):
             raise ConfigError(problems)
+        launched.require_scheduler(of_all)
         known = sweeper == "basic"
         labels = [label(point, swept) for point in points([*of_file, *line.overrides], True)] if known else []
     requeued = preemption.restarted() and index.exists and index.command()["arguments"] == list(arguments)
@@ -114,17 +117,21 @@ def measured(folder: Path, metric: str, value: float | None) -> Measured:
     return Measured(name, value, f"{hits}/{len(keys)}" if keys else "")
 
 
-def end(index: SweepIndex) -> list[str]:
+def end(index: SweepIndex, stopped: bool = False) -> list[str]:
     """The summary on the terminal, and pictures in the sweep's directory.
 
+    Args:
+        stopped: whether a signal ended the sweep.
+
     Returns:
-        What to say of it as an error, one line for each point that failed or never ran; [] if there is none.
+        What to say of it as an error, one line for each point that failed, was stopped or never ran; [] if
+        there is none.
     """
     from rich.console import Console
 
     from amd_lightning.analysis.sweeps import draw_heat_map, sweep_table
 
-    rows = index.end()
+    rows = index.end(stopped)
     swept = index.command()["swept"]
     console = Console()
     console.print(sweep_table(rows))
@@ -139,13 +146,14 @@ def end(index: SweepIndex) -> list[str]:
 
 
 def _complaints(index: SweepIndex, rows: Sequence[Row]) -> list[str]:
-    failed = [f"{row.directory or row.point}: {row.error}" for row in rows if row.status == Status.failed]
-    rest = sum(row.status in (Status.waiting, Status.running, Status.requeued) for row in rows)
-    if not failed and not rest:
+    lines = []
+    for status, verb in ((Status.failed, "failed"), (Status.stopped, "were stopped")):
+        found = [f"  - {row.directory or row.point}: {row.error}" for row in rows if row.status == status]
+        lines += [f"{len(found)} of the sweep's points {verb}:", *found] if found else []
+    if rest := sum(row.status in (Status.waiting, Status.running, Status.requeued) for row in rows):
+        lines.append(f"{rest} of the sweep's points have not come to an end")
+    if not lines:
         return []
-    lines = [f"{len(failed)} of the sweep's points failed:", *(f"  - {line}" for line in failed)]
-    if rest:
-        lines = [*(lines if failed else []), f"{rest} of the sweep's points have not come to an end"]
     return [*lines, f"run them again: python -m amd_lightning.run {RESUME}={shlex.quote(str(index.folder))}"]
 
 

@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from amd_lightning.analysis.runs import MODELS
-from amd_lightning.analysis.tables import gap_closed, models_markdown, models_table, sets_table
+from amd_lightning.analysis.tables import (
+    evaluation_table,
+    gap_closed,
+    models_markdown,
+    models_table,
+    sets_table,
+)
 
 
-def rendered(results: dict[str, Any], width: int) -> str:
+def rendered(results: dict[str, Any], width: int, table: Table | None = None) -> str:
     console = Console(file=StringIO(), width=width, color_system=None)
-    console.print(models_table(results))
+    console.print(models_table(results) if table is None else table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -93,6 +100,20 @@ def test_the_terminal_shows_every_cell(results: dict[str, Any], width: int) -> N
     for name, cells in rows(results).items():
         for cell in [name, *cells]:
             assert all(word in words for word in cell.split()), cell
+
+
+def test_a_model_beside_its_teacher_is_legible_on_a_narrow_terminal(results: dict[str, Any]) -> None:
+    results |= {"model": results["student"] | {"sampled_rouge_l": 55.5}, "path": "runs/mine/student"}
+    results["model"] |= {"kl_off": 12.3456, "rkl_on": 123.456, "rouge_l": 100.0}
+    text = rendered(results, 80, evaluation_table(results))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    _, first, second, _, *models = text.splitlines()
+    assert first.split() == "sampled sampled 2TV 2TV KL reverse".split()
+    assert second.split() == "ROUGE-L ROUGE-L accuracy accuracy off on off KL on".split()
+    cells = "model 55.5 100.0 0.750 0.650 0.100 0.200 12.35 123.46".split()
+    assert [line.split()[0] for line in models] == ["teacher", "model"]
+    assert models[1].split() == cells
 
 
 def test_names_are_no_markup(results: dict[str, Any]) -> None:

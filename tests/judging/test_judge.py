@@ -117,10 +117,57 @@ def test_an_endpoint_that_is_down_keeps_what_was_judged(stub: Stub, run: Path) -
     assert judge(stub, run)["requests"] == 4, "what had no answer is asked again"
 
 
-def test_one_question_without_an_answer_stops_nothing(stub: Stub, run: Path) -> None:
+def test_one_question_without_an_answer_stops_nothing_and_is_asked_again(
+    stub: Stub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stub.script = lambda number, _: Answer(status=400, raw="filtered") if number == 2 else Answer()
     found = judge(stub, run)
-    assert (found["unanswered"], found["examples"], found["complete"]) == (1, 2, True)
+    assert (found["unanswered"], found["examples"], found["complete"]) == (1, 2, False)
+    assert (found["stopped"], found["last_error"]) == (None, "refused with 400: filtered")
+    said = capsys.readouterr().out
+    assert "1 of 6 questions got no reply, the last: refused with 400: filtered; run this again" in said
+    found = judge(stub, run)
+    assert (found["unanswered"], found["requests"], found["complete"]) == (0, 1, True)
+    assert found["last_error"] is None
+    assert "got no reply" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more, asked, requests",
+    [
+        (("--limit", "1"), "answered none of 2 questions (no connection", 4),
+        ((), "answered none of 3 questions (no connection", 6),
+        (("--max-requests", "1"), "answered none of 1 questions (no connection", 1),
+    ],
+    ids=["all asked", "given up", "budget"],
+)
+def test_an_endpoint_that_cannot_be_reached_is_an_error(
+    more: tuple[str, ...], asked: str, requests: int, stub: Stub, run: Path
+) -> None:
+    url = stub.url
+    stub.url = "http://127.0.0.1:9/v1"  # the port of discard: nobody listens
+    said = refused(stub, run, "--attempts", "2", *more)
+    assert said.startswith(f"error: http://127.0.0.1:9/v1 {asked}")
+    assert "Connection refused" in said
+    assert "check --base-url, --model and the key" in said
+    assert ("the budget is spent" in said) is ("--max-requests" in more)
+    assert "\n" not in said
+    found = json.loads((run / "judge.json").read_text())
+    assert (found["complete"], found["examples"], found["requests"]) == (False, 0, requests)
+    assert "Connection refused" in found["last_error"]
+    stub.url = url
+    assert judge(stub, run)["complete"], "another address is no other judging where nothing was judged"
+
+
+def test_a_budget_that_is_spent_amid_failures_says_why_they_failed(
+    stub: Stub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.script = lambda number, _: Answer() if number < 2 else Answer(status=503, raw="busy")
+    found = judge(stub, run, "--max-requests", "4")
+    assert (found["complete"], found["unanswered"], found["last_error"]) == (False, 1, "503: busy")
+    said = capsys.readouterr().out
+    assert "the budget is spent: 4 requests" in said
+    assert "1 of 3 questions got no reply, the last: 503: busy" in said
 
 
 def test_a_run_against_another(stub: Stub, run: Path, tmp_path: Path) -> None:
