@@ -212,11 +212,17 @@ def test_a_causal_pair_is_chosen_on_the_command_line() -> None:
 SCALES = [f"scale={scale}" for scale in options("scale")]
 
 
+def complete(*overrides: str) -> tuple[str, ...]:
+    """With the two models that scale=own is given."""
+    own = ("pair.teacher.path=DIR", "pair.student.path=DIR") if "scale=own" in overrides else ()
+    return (*overrides, *own)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("distance", list(choices.Distance))
 def test_every_distance_is_a_run_at_every_beta(distance: str, scale: str) -> None:
     for beta in (0.0, 0.3, 1.0):
-        overrides = [f"objective.distance={distance}", f"objective.beta={beta}", scale]
+        overrides = complete(f"objective.distance={distance}", f"objective.beta={beta}", scale)
         config = validated(composed(*overrides), overrides, refuse_ignored=True)
         assert (config.objective.distance, config.objective.beta) == (distance, beta)
 
@@ -239,22 +245,23 @@ NO_CRITIC = [name for name, distance in DISTANCES.items() if distance != "moment
 # products stand for the whole one.
 COMBINATIONS: list[tuple[str, ...]] = [
     *(
-        (f"+experiment={experiment}", f"scale={scale}", f"objective={objective}", f"critic={critic}")
+        complete(f"+experiment={experiment}", f"scale={scale}", f"objective={objective}", f"critic={critic}")
         for experiment, scale, objective, critic in itertools.product(
             options("experiment"), options("scale"), ["amm"], options("critic")
         )
     ),
     *(
-        (f"+experiment={experiment}", f"scale={scale}", f"objective={objective}")
+        complete(f"+experiment={experiment}", f"scale={scale}", f"objective={objective}")
         for experiment, scale, objective in itertools.product(
             options("experiment")[:1], options("scale"), [name for name in DISTANCES if name != "amm"]
         )
     ),
     *(
-        (f"+experiment={experiment}", f"scale={scale}", f"pair={pair}")
+        complete(f"+experiment={experiment}", f"scale={scale}", f"pair={pair}")
         for experiment, scale, pair in itertools.product(
             options("experiment"), options("scale"), options("pair")
         )
+        if (scale == "own") == (pair == "own")  # each comes with the other
     ),
 ]
 
@@ -262,6 +269,31 @@ COMBINATIONS: list[tuple[str, ...]] = [
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
 def test_every_combination_is_a_run(overrides: Sequence[str]) -> None:
     validated(composed(*overrides), overrides, refuse_ignored=True)
+
+
+def test_models_of_ones_own_must_be_given_and_are_used_as_they_are() -> None:
+    overrides = ("+experiment=dolly", "scale=own")
+    with pytest.raises(ConfigError, match=r"train it or set pair\.teacher\.path"):
+        validated(composed(*overrides), overrides, refuse_ignored=True)
+    config = validated(composed(*complete(*overrides)), complete(*overrides), refuse_ignored=True)
+    assert (config.optim.teacher.updates, config.optim.student_start.updates) == (0, 0)
+    assert (config.pair.name, config.pair.student.lora.rank, config.pair.teacher.dtype) == (
+        "own",
+        0,
+        "bfloat16",
+    )
+    assert config.data.max_prompt_tokens == 512
+
+
+def test_the_critics_rate_follows_the_students() -> None:
+    def rate(*overrides: str) -> float:
+        return float(composed("+experiment=samsum", *overrides).optim.critic.learning_rate)
+
+    assert rate() == 9e-3  # three times the demo's .003, to the last bit
+    assert rate("optim.student.learning_rate=1e-2") == 0.03
+    assert rate("scale=laptop") == 3.3e-4
+    assert rate("scale=laptop", "optim.student.learning_rate=1e-2") == 3.3e-3
+    assert rate("scale=laptop", "optim.critic.learning_rate=1e-3") == 1e-3
 
 
 @pytest.mark.parametrize(

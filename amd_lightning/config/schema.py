@@ -28,7 +28,8 @@ class RunConfig:
 
     experiment: str = knob("custom", "the experiment file that was chosen, for names and groups")
     scale: str = knob(
-        MISSING, "demo (generated text, two cores), laptop or paper: sizes, budgets and devices"
+        MISSING,
+        "demo (generated text, two cores), laptop, own (your models) or paper: sizes, budgets and devices",
     )
     seed: int = knob(0, "seed of distillation: data order, rollouts, critics", low=0)
     resume: str = knob(

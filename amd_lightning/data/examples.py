@@ -8,7 +8,7 @@ being counted.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Example:
     references: tuple[str, ...]
     """Gold strings for evaluation only; more than one where several wordings are right."""
     context: str = ""
-    """What the instruction is about; where there is one, a limit cuts it, and `prompt` stays whole."""
+    """What the instruction is about; where there is one, a limit cuts it before `prompt`."""
 
 
 class PromptTemplate(NamedTuple):
@@ -324,11 +324,14 @@ def _shorten(
         if length <= limit:
             break
         if keep <= 0:
-            raise DataError(
-                f"prompts may have {limit} tokens, the template takes {length}: raise data.max_prompt_tokens"
-            )
+            break
+    if keep <= 0 and example.context:  # the instruction alone is too long
+        bare = replace(example, context="")
+        ids = _prompt_ids(tokenizer, template, ["".join(template.around(bare))])[0]
+        return ids if len(ids) <= limit else _shorten(bare, tokenizer, template, limit)
     if keep <= 0:
         raise DataError(
-            f"prompts may have {limit} tokens, the template takes them all: raise data.max_prompt_tokens"
+            f"prompts may have {limit} tokens and the template alone takes {length} ({example.id}): raise "
+            "data.max_prompt_tokens"
         )
     return ids

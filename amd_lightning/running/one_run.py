@@ -243,6 +243,11 @@ def _say_what_it_is(config: RunConfig) -> None:
             real,
             real,
         )
+    if config.scale == config.pair.name.rpartition("_")[2] == "demo" and config.pair.teacher.path is not None:
+        log.warning(
+            "a teacher of your own at scale=demo: its token limits and learning rates are for small models "
+            "trained from scratch; scale=own has those for yours"
+        )
     log.info(
         "%s: %s, beta %g, seed %d -> %s",
         config.data.task,

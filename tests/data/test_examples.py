@@ -258,7 +258,7 @@ class TestTruncation:
 
     def test_a_template_that_leaves_no_token_is_refused(self) -> None:
         room = len(BYTES(BEFORE + AFTER)["input_ids"])
-        with pytest.raises(DataError, match=r"takes them all.*data\.max_prompt_tokens"):
+        with pytest.raises(DataError, match=r"alone takes 28 .*data\.max_prompt_tokens"):
             tokenise([LONG_PROMPT], BYTES, HEADED, limits(room, long_prompts="truncate"), "train")
 
 

@@ -1,5 +1,7 @@
 """Prompt templates: every task has each of them, and special tokens are where the family wants them."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -110,6 +112,26 @@ def test_a_limit_cuts_the_context_and_nothing_else() -> None:
     assert "A cat" in seen
     assert "mat" not in seen
     assert cut.response_ids == whole.response_ids
+
+
+def test_an_instruction_is_cut_once_no_context_is_left() -> None:
+    """Evaluation sets have instructions longer than a small scale's limit."""
+    words = tokenizer()
+    template = choose_template("dolly", "alpaca", words, causal=True)
+    (bare,), _ = tokenise([BARE], words, template, LIMITS, "test")
+    asked = replace(BARE, context="A cat sat on the mat. " * 9)
+    limits = LIMITS._replace(prompt_tokens=len(bare.prompt_ids))
+    (cut,), report = tokenise([asked], words, template, limits, "test")
+    assert (cut.prompt_ids, report.truncated_prompts) == (bare.prompt_ids, 1)
+    long = replace(asked, prompt="Say hi. " * 30)
+    (cut,), _ = tokenise([long], words, template, limits, "test")
+    seen = str(words.decode(cut.prompt_ids))
+    assert len(cut.prompt_ids) <= limits.prompt_tokens
+    assert "Say hi." in seen
+    assert "cat" not in seen
+    assert seen.rstrip().endswith("### Response:")
+    with pytest.raises(DataError, match=rf"template alone takes \d+ \({BARE.id}\): raise data.max"):
+        tokenise([long], words, template, LIMITS._replace(prompt_tokens=4), "test")
 
 
 def test_what_cannot_be_is_refused() -> None:
