@@ -17,7 +17,7 @@ from typing import Any
 
 import standings
 from choosing import RECORD, Choice, finished, metric_of, point_of, rows_of
-from grid import LEARNING_RATES, METHODS, SEEDS, TASKS, Point, known_methods
+from grid import EQUAL_SECONDS, LEARNING_RATES, METHODS, SEEDS, TASKS, Point, known_methods
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
@@ -87,28 +87,37 @@ def main(out: Path) -> None:
     """Write everything, and print the tables."""
     rows: list[list[object]] = list(recorded_elsewhere(out))
     compared: dict[str, Comparison] = {}
+    in_equal_time: dict[str, Comparison] = {}
     for task in TASKS:
         rows += list(result_rows(out, task))
         write(task, sorted((row for row in rows if row[0] == task), key=place))
         found = methods_of(out, task)
+        timed = [method for method in found if method.label in EQUAL_SECONDS.get(task, ())]
+        found = [method for method in found if not method.label.endswith("_longer")]
         if found:
             compared[task] = comparison(found, metric=metric_of(found[0].runs[0].results))
-    sections = [summary(compared), *(section(out, task, one) for task, one in compared.items())]
+        if timed:
+            in_equal_time[task] = comparison(timed, metric=metric_of(timed[0].runs[0].results))
+    sections = [summary(compared), *(section(out, task, task, one) for task, one in compared.items())]
+    sections += [
+        section(out, task, f"{task} at about equal seconds", one) for task, one in in_equal_time.items()
+    ]
     (HERE / "tables.md").write_text("\n".join(sections), encoding="utf-8")
     print("\n".join(sections))
     refresh(HERE / "README.md", out, compared)
+    refresh(HERE / "README.md", out, in_equal_time, " at equal seconds")
     for task, one in compared.items():
         save(overview(task, one), HERE / f"overview_{task}.png")
         save(curves(task, one), HERE / f"curves_{task}.png")
         (HERE / f"report_{task}.html").write_text(report(task, one), encoding="utf-8")
 
 
-def refresh(readme: Path, out: Path, compared: dict[str, Comparison]) -> None:
+def refresh(readme: Path, out: Path, compared: dict[str, Comparison], what: str = "") -> None:
     """README.md with the tables of these runs at its marks; a task without a mark is told in words there."""
     text = readme.read_text(encoding="utf-8")
     for task, found in compared.items():
-        if standings.MARK.format(task) in text:
-            text = standings.into(text, task, standings.standing(out, task, found))
+        if standings.MARK.format(task + what) in text:
+            text = standings.into(text, task + what, standings.standing(out, task, found))
     readme.write_text(text, encoding="utf-8")
 
 
@@ -217,11 +226,11 @@ def summary(found: dict[str, Comparison]) -> str:
     return "\n".join([*lines, "\nTest split; in brackets the training seeds.\n"])
 
 
-def section(out: Path, task: str, found: Comparison) -> str:
+def section(out: Path, task: str, title: str, found: Comparison) -> str:
     """A task's table and what its paired tests tell apart."""
     return "\n".join(
         [
-            f"## {task}\n",
+            f"## {title}\n",
             markdown(found),
             *rates_told(out, task, found),
             *told_apart(found),

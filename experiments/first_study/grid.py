@@ -69,6 +69,11 @@ AT_ONE_RATE: dict[str, dict[str, float]] = {
 """What was tried after the others had run, at the learning rate that they chose. `longer` ones take on
 captions about the seconds that gkd takes for its 200 updates."""
 
+EQUAL_SECONDS: dict[str, tuple[str, ...]] = {
+    "multi30k": ("amm_closed_form.25_beta1_longer", "distillm_longer", "gkd"),
+}
+"""What is compared at about equal seconds; nothing else is compared with a `longer` one."""
+
 LEARNING_RATES: dict[str, tuple[float, ...]] = {
     "multi30k": (3e-4, 1e-3, 3e-3, 1e-2),
     "samsum": (3e-4, 1e-3, 3e-3, 1e-2),
