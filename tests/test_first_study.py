@@ -268,3 +268,14 @@ def test_every_task_with_a_table_in_the_readme_has_its_marks() -> None:
     ]  # fmt: skip
     for task in ("multi30k", "samsum", "dolly", "multi30k_long", "samsum_long"):
         assert standings.into(text, task, "new") != text
+
+
+def test_a_directory_without_runs_empties_no_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        collect.asked([str(tmp_path)])
+    assert refused.value.code == 2
+    assert f"no finished run lies in {tmp_path}" in capsys.readouterr().err
+    finish(tmp_path, Point("dolly", "kd", 5e-4, 0), 20.0)
+    assert collect.asked([str(tmp_path)]) == tmp_path

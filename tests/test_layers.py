@@ -197,7 +197,7 @@ LAYERS = {
     "evaluate": f"{STAGES} evaluation spec text build cli config standalone running.results analysis",
     "plan": "planning config cli build build_method models.students objectives sweeps.points errors",
     "reference": "analysis modules.diagnostics compare dashboard judge push presets show_data evaluate cli",
-    "running.resume": "training.checkpoint_files training.preemption errors",
+    "running.resume": "training.checkpoint_files training.preemption sweeps.points errors",
     "running.directory": "running.resume",
     "running.launching": "ranks errors",
     "running.allocator": "",

@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from amd_lightning.errors import Interrupted, UserError
+from amd_lightning.sweeps.points import plain_key
 from amd_lightning.training.checkpoint_files import FOLDER, all_last
 from amd_lightning.training.preemption import interruption, is_first_process
 
@@ -99,8 +100,8 @@ def completed(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     path = Path(wanted).expanduser()
     before = _began_by(path if path.is_dir() else path.parent.parent)
-    said = {_key(text) for text in beside}
-    return [*(text for text in before if _key(text) not in said), *arguments]
+    said = {plain_key(text) for text in beside}
+    return [*(text for text in before if plain_key(text) not in said), *arguments]
 
 
 def _began_by(folder: Path) -> list[str]:
@@ -111,10 +112,6 @@ def _began_by(folder: Path) -> list[str]:
     except (OSError, UnicodeDecodeError):
         return []  # told of when the run is looked at
     return shlex.split(first.removeprefix(COMMENT))[3:] if first.startswith(COMMENT) else []
-
-
-def _key(text: str) -> str:
-    return text.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _holds_a_run(folder: Path) -> bool:

@@ -7,9 +7,9 @@ Run again as runs finish: it writes what there is. Means, intervals and paired t
 `python -m amd_lightning.compare`; methods have the study's names here.
 """
 
+import argparse
 import csv
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -340,5 +340,15 @@ def mean_curve(of_runs: Sequence[Curve]) -> Curve:
     return [(place, statistics.fmean(dict(curve)[place] for curve in of_runs)) for place in sorted(shared)]
 
 
+def asked(arguments: Sequence[str] | None = None) -> Path:
+    """The directory of runs that the command line names; one without any would empty the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="what study.py's --out said: runs/first_study")
+    out: Path = parser.parse_args(arguments).out
+    if next(out.glob("*/*/*/*/results.json"), None) is None:
+        parser.error(f"no finished run lies in {out}: name the directory that study.py run --out wrote")
+    return out
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(asked())
